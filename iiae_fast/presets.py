@@ -1,0 +1,87 @@
+"""Named settings: the published experiments, and the embedded demo."""
+
+from __future__ import annotations
+
+__all__ = ["get", "names"]
+
+from dataclasses import replace
+
+from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
+from iiae_fast.errors import ConfigError
+
+# The published table (paper, appendix and code): likelihood and its weight, ω, λ, τ, batch size, epochs.
+_PUBLISHED = {
+    "mnist-cdcb": Preset(
+        "mnist-cdcb",
+        ModelConfig("spatial"),
+        ObjectiveConfig(reconstruction_weight=1000.0, elbo_weight=0.2, kl_annealing_steps=25000.0),
+        OptimConfig(batch_size=8, epochs=6),
+        DataConfig("mnist-cdcb", image_size=256, recolour=False),
+    ),
+    "facades": Preset(
+        "facades",
+        ModelConfig("spatial"),
+        ObjectiveConfig(reconstruction_weight=1000.0, elbo_weight=0.001, kl_annealing_steps=25000.0),
+        OptimConfig(batch_size=8, epochs=299),
+        DataConfig("side-by-side", root="facades", image_size=256),
+    ),
+    "maps": Preset(
+        "maps",
+        ModelConfig("spatial"),
+        ObjectiveConfig(reconstruction_weight=20000.0, elbo_weight=0.02, kl_annealing_steps=25000.0),
+        OptimConfig(batch_size=8, epochs=399),
+        DataConfig("side-by-side", root="maps", image_size=256),
+    ),
+    "cars": Preset(
+        "cars",
+        ModelConfig("flat", shared_dim=128),
+        ObjectiveConfig(reconstruction_weight=1000.0, elbo_weight=0.02, kl_annealing_steps=100.0),
+        OptimConfig(batch_size=8, epochs=100),
+        DataConfig("views", root="multiview/coil100", image_size=256, valid_fraction=0.0),
+    ),
+    "sketchy": Preset(
+        "sketchy",
+        ModelConfig("feature", n_shared=128, n_exclusive=128, n_decoder=128, shared_dim=64, exclusive_dim=64),
+        ObjectiveConfig(likelihood="gaussian", reconstruction_weight=10.0, elbo_weight=0.5, kl_annealing_steps=2000.0),
+        OptimConfig(batch_size=100, epochs=10),
+        DataConfig("features", root="sketchy.npz"),
+    ),
+}
+
+# Handwritten digits that come with scikit-learn, at a size that two CPU cores train in minutes.
+_DIGITS = Preset(
+    "digits-cdcb",
+    ModelConfig("spatial", image_size=32, n_shared=16, n_exclusive=8, n_decoder=16),
+    ObjectiveConfig(reconstruction_weight=1000.0, elbo_weight=0.2, kl_annealing_steps=500.0),
+    OptimConfig(lr=1e-3, batch_size=64, epochs=40, lr_decay="cosine"),
+    DataConfig("digits-cdcb", image_size=32, augment=True),
+)
+
+_ALL = {"digits-cdcb": _DIGITS, **_PUBLISHED}
+
+
+def names() -> tuple[str, ...]:
+    """The presets there are."""
+    return tuple(_ALL)
+
+
+def get(name: str, image_size: int | None = None) -> Preset:
+    """A preset by name.
+
+    Args:
+        name: One of ``names()``. The published experiments carry the published settings.
+        image_size: Another image size than the preset's own (published: 256). See ``ModelConfig`` for what that drops.
+
+    Raises:
+        ConfigError: No such preset, or an image size that the networks cannot take.
+    """
+    if name not in _ALL:
+        raise ConfigError(f"unknown preset {name!r}; accepted are {', '.join(_ALL)}")
+    preset = _ALL[name]
+    if image_size is None or preset.model.family == "feature" or image_size == preset.model.image_size:
+        return preset
+    return replace(
+        preset,
+        model=replace(preset.model, image_size=image_size),
+        data=replace(preset.data, image_size=image_size),
+    )
