@@ -1,0 +1,37 @@
+"""Paired data: real images and features of two domains, split, coloured and batched as pure functions of a seed.
+
+Importing this package needs numpy alone; scikit-learn (embedded digits) and Pillow (image files) load when first used.
+"""
+
+from __future__ import annotations
+
+from iiae_fast.config import DataConfig
+from iiae_fast.data.digits import load_digits_cdcb
+from iiae_fast.data.roots import data_root
+from iiae_fast.data.samplers import ClassBalancedPairs, EpochSampler, ShuffledBatches, sampler_for
+from iiae_fast.data.types import Batch, Gallery, PairedDataset, Splits
+
+__all__ = [
+    "Batch",
+    "ClassBalancedPairs",
+    "EpochSampler",
+    "Gallery",
+    "PairedDataset",
+    "ShuffledBatches",
+    "Splits",
+    "data_root",
+    "load",
+    "sampler_for",
+]
+
+_LOADERS = {"digits-cdcb": load_digits_cdcb}
+
+
+def load(config: DataConfig) -> Splits:
+    """The splits that ``config`` describes.
+
+    Raises:
+        DataError: A file or folder is missing, corrupt, or not laid out as this kind expects; the message names it.
+        MissingExtraError: A package that this kind needs is not installed.
+    """
+    return _LOADERS[config.kind](config)
