@@ -13,7 +13,7 @@ from iiae_fast.errors import ConfigError
 
 Family = Literal["spatial", "flat", "feature"]
 Likelihood = Literal["laplace", "gaussian"]
-ObjectiveName = Literal["iiae", "dvcca", "vae", "beta_vae"]
+ObjectiveName = Literal["iiae", "dvcca", "vae", "beta_vae", "total_correlation", "hsic"]
 DataKind = Literal["digits-cdcb", "mnist-cdcb", "side-by-side", "two-folders", "views", "features"]
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class ObjectiveConfig:
         interaction_weight: λ, the published LAMBDA. 0 gives DVCCA exactly.
         kl_annealing_steps: τ of a_t = 1 − exp(−t/τ), in optimizer steps (the published ``ar``). 0 switches annealing off.
         class_weight: Factor on the classifier's cross-entropy (feature family with ``classes``).
-        beta: Factor on the KL terms of ``beta_vae``.
+        beta: Factor of ``beta_vae`` (KL terms), ``total_correlation`` and ``hsic`` (their penalties).
     """
 
     name: ObjectiveName = "iiae"
