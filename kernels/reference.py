@@ -1,0 +1,170 @@
+"""The definition of every fused operation, in plain PyTorch. It runs on any device and is what the Triton kernels must equal.
+
+These functions trust their arguments; ``iiae_latents``, ``reparameterize``, ``reconstruction`` and ``philox_normal`` of
+``iiae_fast.kernels`` check them first. Shapes: B batch, D latent size; a packed head is ``(B, 2D)`` or ``(B, 2C, H, W)``,
+[mean | logvar] along dim 1. Arithmetic is fp32, or fp64 where the inputs are fp64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from iiae_fast.kernels._validate import require_alike, require_head
+
+# Log-variances are clamped to [LOGVAR_MIN, LOGVAR_MAX] before use, and a clamped element gets zero gradient.
+# Above: the published code's bound, a variance of at most 10⁴. Below: the published code has no bound, and exp(−logvar) of
+# KL(q‖r) then overflows when r grows certain of a dimension; at −14 it is at most 1.2e6, and a standard deviation of 9e-4
+# is far below what a code with a unit prior can use.
+LOGVAR_MAX = 9.21035
+LOGVAR_MIN = -14.0
+
+_MASK32 = 0xFFFFFFFF
+# Multipliers and key increments of Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+_ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
+_KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
+# As in Triton: the largest scale with which no 31-bit number reaches 1, and the least uniform, which bounds |normal| by 5.68.
+_UNIFORM_SCALE = 4.6566127342e-10
+_UNIFORM_MIN = 1.0e-7
+
+
+class Latents(NamedTuple):
+    """What ``iiae_latents`` returns.
+
+    Attributes:
+        z_x: Exclusive code of x, in the shape of half its head and in the heads' dtype.
+        z_s: Shared code.
+        z_y: Exclusive code of y.
+        kl: ``(5, B)`` in nats, fp32 (fp64 for fp64 heads), in the order q_x‖p, q_y‖p, q_s‖p, q_s‖r_x, q_s‖r_y.
+    """
+
+    z_x: Tensor
+    z_s: Tensor
+    z_y: Tensor
+    kl: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which inputs of ``dtype`` are computed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four random 32-bit words for each counter.
+
+    Args:
+        counter: Four int64 tensors of one shape that hold 32-bit words. They are overwritten.
+        key: Two int64 tensors of one element that hold 32-bit words.
+
+    Returns:
+        Four int64 tensors that hold 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    spare_a, spare_b = torch.empty_like(c0), torch.empty_like(c0)
+    for _ in range(10):
+        # A product takes all 64 bits; shifted right it is the high word, once the sign's copies are masked off. Its low word
+        # stays unmasked until the next round masks what it was combined with. In place, since a fresh buffer for every step
+        # costs four times the arithmetic.
+        low_a, low_b = c0.mul_(_ROUND_A), c2.mul_(_ROUND_B)
+        torch.bitwise_right_shift(low_b, 32, out=spare_a)
+        torch.bitwise_right_shift(low_a, 32, out=spare_b)
+        c0 = spare_a.bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK32)
+        c2 = spare_b.bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK32)
+        spare_a, spare_b, c1, c3 = c1, c3, low_b, low_a
+        k0, k1 = (k0 + _KEY_A) & _MASK32, (k1 + _KEY_B) & _MASK32
+    return c0, c1.bitwise_and_(_MASK32), c2, c3.bitwise_and_(_MASK32)
+
+
+def philox_normal(shape: tuple[int, ...], seed: Tensor, stream: int) -> Tensor:
+    """Standard normal noise, a pure function of (seed, stream, element): fp32 of ``shape`` on the seed's device.
+
+    Philox4x32-10 with the seed's low and high words as key and (element low, element high, stream, 0) as counter, where the
+    element is counted in row-major order; then Box–Muller on the first two words. Stream 0 is ``tl.randn(seed, element)``.
+    """
+    seed = seed.reshape(())
+    element = torch.arange(torch.Size(shape).numel(), device=seed.device)
+    counter = (element & _MASK32, element >> 32, torch.full_like(element, stream), torch.zeros_like(element))
+    words = philox4x32(counter, (seed & _MASK32, (seed >> 32) & _MASK32))[:2]
+    # Triton reads a word as a signed number and flips the negative ones: x → ~x.
+    u1, u2 = (torch.minimum(word, _MASK32 - word).to(torch.float32).mul_(_UNIFORM_SCALE) for word in words)
+    radius = u1.clamp_(min=_UNIFORM_MIN).log_().mul_(-2.0).sqrt_()
+    return radius.mul_(u2.mul_(6.283185307179586).cos_()).reshape(shape)
+
+
+def split_head(head: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and clamped log-variance of a packed head, in the dtype of computation."""
+    mean, logvar = head.to(compute_dtype(head.dtype)).chunk(2, dim=1)
+    return mean, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+
+def gaussian_kl(head: Tensor, prior_head: Tensor | None = None) -> Tensor:
+    """KL(N(m₁, v₁) ‖ N(m₂, v₂)) = Σ ½ (log v₂ − log v₁ + (v₁ + (m₁ − m₂)²) / v₂ − 1) of diagonal Gaussians.
+
+    Args:
+        head: ``(B, 2D)`` or ``(B, 2C, H, W)``, log-variance not yet clamped.
+        prior_head: Of the same shape; None means N(0, I).
+
+    Returns:
+        ``(B,)`` in nats, summed over latent dimensions: fp32 (fp64 for fp64 heads).
+
+    Raises:
+        ValueError: A head of another form, or two that differ in shape, dtype or device.
+    """
+    require_head("head", head)
+    if prior_head is not None:
+        require_head("prior_head", prior_head)
+        require_alike("prior_head", prior_head, "head", head)
+    mean, logvar = split_head(head)
+    if prior_head is None:
+        terms = logvar.exp() + mean.square() - logvar - 1
+    else:
+        prior_mean, prior_logvar = split_head(prior_head)
+        scaled = (logvar.exp() + (mean - prior_mean).square()) * (-prior_logvar).exp()
+        terms = prior_logvar - logvar + scaled - 1
+    return 0.5 * terms.sum(dim=tuple(range(1, terms.dim())))
+
+
+def sample_gaussian(head: Tensor, seed: Tensor | None, stream: int) -> Tensor:
+    """z = mean + exp(½ logvar) · noise(seed, stream) in the head's dtype; without a seed, z = mean."""
+    mean, logvar = split_head(head)
+    if seed is None:
+        return mean.to(head.dtype, copy=True)
+    noise = philox_normal(tuple(mean.shape), seed, stream)
+    return (mean + (0.5 * logvar).exp() * noise).to(head.dtype)
+
+
+def iiae_latents(q_x: Tensor, q_s: Tensor, q_y: Tensor, r_x: Tensor, r_y: Tensor, seed: Tensor | None) -> Latents:
+    """The three codes and the five KL terms of the loss (DESIGN: q_x‖p, q_y‖p, q_s‖p, q_s‖r_x, q_s‖r_y)."""
+    pairs = ((q_x, None), (q_y, None), (q_s, None), (q_s, r_x), (q_s, r_y))
+    return Latents(
+        z_x=sample_gaussian(q_x, seed, 0),
+        z_s=sample_gaussian(q_s, seed, 1),
+        z_y=sample_gaussian(q_y, seed, 2),
+        kl=torch.stack([gaussian_kl(head, prior) for head, prior in pairs]),
+    )
+
+
+def reparameterize(q: Tensor, prior: Tensor | None, seed: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:
+    """One code and its KL divergence ``(B,)`` to the prior."""
+    return sample_gaussian(q, seed, stream), gaussian_kl(q, prior)
+
+
+def reconstruction(prediction: Tensor, target: Tensor, likelihood: str, activation: str | None, weight: float) -> Tensor:
+    """weight · Σ over a sample's elements of |x − x̂|, (x − x̂)², or the Bernoulli NLL of logits x̂: ``(B,)``."""
+    value = prediction.to(compute_dtype(prediction.dtype))
+    wanted = target.to(value.dtype)
+    if target.dtype == torch.uint8:
+        wanted = wanted / 255 if likelihood == "bernoulli" else wanted / 127.5 - 1
+    if activation is not None:
+        value = torch.tanh(value) if activation == "tanh" else torch.sigmoid(value)
+    if likelihood == "laplace":
+        terms = (wanted - value).abs()
+    elif likelihood == "gaussian":
+        terms = (wanted - value).square()
+    else:
+        terms = F.binary_cross_entropy_with_logits(value, wanted, reduction="none")
+    return weight * terms.sum(dim=tuple(range(1, terms.dim())))
