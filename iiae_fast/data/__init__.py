@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from iiae_fast.config import DataConfig
 from iiae_fast.data.digits import load_digits_cdcb
+from iiae_fast.data.mnist import load_mnist_cdcb
 from iiae_fast.data.roots import data_root
 from iiae_fast.data.samplers import ClassBalancedPairs, EpochSampler, ShuffledBatches, sampler_for
 from iiae_fast.data.types import Batch, Gallery, PairedDataset, Splits
@@ -24,7 +25,7 @@ __all__ = [
     "sampler_for",
 ]
 
-_LOADERS = {"digits-cdcb": load_digits_cdcb}
+_LOADERS = {"digits-cdcb": load_digits_cdcb, "mnist-cdcb": load_mnist_cdcb}
 
 
 def load(config: DataConfig) -> Splits:

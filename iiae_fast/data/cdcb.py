@@ -27,7 +27,6 @@ UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
 _FOREGROUND = 103  # the least grey value above 0.4 of 255
-_CHUNK = 2**19  # output values per working block: it should stay in the second-level cache
 
 
 def _cubic_table(steps: int) -> Float32:
@@ -77,20 +76,22 @@ def resize_bicubic_legacy(images: UInt8, size: int) -> UInt8:
     *lead, height, width = images.shape
     planes = images.reshape(-1, height, width)
     out = np.empty((len(planes), size, size), np.uint8)
-    block = max(1, _CHUNK // (size * size))
+    block = max(64, 2**18 // (size * size))  # a working set that fits the second-level cache, but vectors that are long enough
     for start in range(0, len(planes), block):
         part = planes[start : start + block]
         n = len(part)
-        # The resized axis leads, so that every tap is one contiguous vector.
-        values = part.transpose(1, 2, 0).reshape(height, width * n) * np.float32(1 / 255)
-        tall = np.empty((size, width * n), np.float32)
+        # The resized axis leads, so that every tap is one contiguous vector: (h; n, w) → (size; n, w), (w; n, size) → …
+        values = part.transpose(1, 0, 2).reshape(height, n * width) * np.float32(1 / 255)
+        tall = np.empty((size, n * width), np.float32)
         _resize_leading(values, size, tall)
-        values = tall.reshape(size, width, n).transpose(1, 0, 2).reshape(width, size * n)
-        wide = np.empty((size, size * n), np.float32)
+        values = tall.reshape(size, n, width).transpose(2, 1, 0).reshape(width, n * size)
+        wide = np.empty((size, n * size), np.float32)
         _resize_leading(values, size, wide)
         np.clip(wide, 0, 1, out=wide)
         wide *= np.float32(255.5)
-        out[start : start + n] = wide.astype(np.uint8).reshape(size, size, n).transpose(2, 1, 0)  # the cast floors
+        columns = wide.astype(np.uint8).reshape(size, n, size)  # the cast floors
+        for plane in range(n):
+            out[start + plane] = np.ascontiguousarray(columns[:, plane]).T  # four times as fast as one big transpose
     return out.reshape(*lead, size, size)
 
 
@@ -145,7 +146,8 @@ def _jitter(glyphs: UInt8, drawn: npt.NDArray[np.float64]) -> UInt8:
     flat = padded.ravel()
     upper = flat[at] * (1 - right) + flat[at + 1] * right
     lower = flat[at + width + 2] * (1 - right) + flat[at + width + 3] * right
-    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    moved: UInt8 = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return moved
 
 
 class CDCBPairs:

@@ -30,7 +30,8 @@ def _enlarge(images: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
     matrix = np.where(t < 1, near, np.where(t < 2, far, 0.0))
     enlarged = matrix @ padded @ matrix.T
-    return np.rint(np.clip(enlarged, 0, 1) * 255).astype(np.uint8)
+    glyphs: npt.NDArray[np.uint8] = np.rint(np.clip(enlarged, 0, 1) * 255).astype(np.uint8)
+    return glyphs
 
 
 def load_digits_cdcb(config: DataConfig) -> Splits:
