@@ -89,8 +89,9 @@ def philox_normal(shape: tuple[int, ...], seed: Tensor, stream: int) -> Tensor:
     element = torch.arange(torch.Size(shape).numel(), device=seed.device)
     counter = (element & _MASK32, element >> 32, torch.full_like(element, stream), torch.zeros_like(element))
     words = philox4x32(counter, (seed & _MASK32, (seed >> 32) & _MASK32))[:2]
-    # Triton reads a word as a signed number and flips the negative ones: x → ~x.
-    u1, u2 = (torch.minimum(word, _MASK32 - word).to(torch.float32).mul_(_UNIFORM_SCALE) for word in words)
+    signed = (word.to(torch.int32) for word in words)
+    # As Triton does: a negative number x becomes ~x, which is x xor its sign's copies.
+    u1, u2 = ((word ^ (word >> 31)).to(torch.float32).mul_(_UNIFORM_SCALE) for word in signed)
     radius = u1.clamp_(min=_UNIFORM_MIN).log_().mul_(-2.0).sqrt_()
     return radius.mul_(u2.mul_(6.283185307179586).cos_()).reshape(shape)
 
@@ -138,7 +139,7 @@ def sample_gaussian(head: Tensor, seed: Tensor | None, stream: int) -> Tensor:
 
 
 def iiae_latents(q_x: Tensor, q_s: Tensor, q_y: Tensor, r_x: Tensor, r_y: Tensor, seed: Tensor | None) -> Latents:
-    """The three codes and the five KL terms of the loss (DESIGN: q_x‖p, q_y‖p, q_s‖p, q_s‖r_x, q_s‖r_y)."""
+    """The three codes and the five KL terms of the loss, in the order of ``Latents.kl``."""
     pairs = ((q_x, None), (q_y, None), (q_s, None), (q_s, r_x), (q_s, r_y))
     return Latents(
         z_x=sample_gaussian(q_x, seed, 0),
