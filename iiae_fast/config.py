@@ -27,7 +27,9 @@ def _check(condition: bool, name: str, given: object, accepted: str) -> None:
 def _positive_int(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number of at least 1")
+        _check(
+            isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number of at least 1"
+        )
 
 
 def _finite(config: object, *names: str, minimum: float = 0.0, exclusive: bool = False) -> None:

@@ -91,7 +91,9 @@ class IIAE(nn.Module):
         self.joint = networks.joint(config)
         self.decoder_x = networks.decoder(config)
         self.decoder_y = networks.decoder(config)
-        self.classifier = nn.Linear(config.shared_dim, config.classes) if config.classes and config.family == "feature" else None
+        self.classifier = (
+            nn.Linear(config.shared_dim, config.classes) if config.classes and config.family == "feature" else None
+        )
 
     def forward(self, x: Tensor, y: Tensor, sample: bool | None = None, seed: int | Tensor | None = None) -> IIAEOutput:
         """Encode a batch of pairs, draw the three codes, decode both domains.
@@ -165,7 +167,7 @@ class IIAE(nn.Module):
         return DiagonalGaussian(self.exclusive_y(self._input("y", y))[0])
 
     def encode_shared(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Mean of r(z_s|x), of r(z_s|y), or of q(z_s|x, y) when both are given: ``(B, D)``, maps in channel, row, column order.
+        """Mean of r(z_s|x), of r(z_s|y), or of q(z_s|x, y) when both are given: ``(B, D)``, maps channel by channel.
 
         In training mode BatchNorm uses the batch's own statistics: call ``eval()`` first.
         """
@@ -196,8 +198,8 @@ class IIAE(nn.Module):
         Args:
             x: Batch to translate, for ``to="y"``.
             y: Batch to translate, for ``to="x"``.
-            style: Batch of the target domain whose exclusive codes (means) are used; one sample serves the whole batch. None: the
-                exclusive codes are drawn from the standard normal prior.
+            style: Batch of the target domain whose exclusive codes (means) are used; one sample serves the whole batch.
+                None: the exclusive codes are drawn from the standard normal prior.
             to: Target domain.
             generator: Of the prior samples, on the inputs' device.
 
@@ -292,7 +294,9 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str | Path)
     state = model.state_dict()
     for name in [*state, *tensors]:
         if name not in tensors or name not in state:
-            raise CheckpointError(f"{source}: tensor {name} is {'missing' if name not in tensors else 'not part of this model'}")
+            raise CheckpointError(
+                f"{source}: tensor {name} is {'missing' if name not in tensors else 'not part of this model'}"
+            )
         if state[name].shape != tensors[name].shape:
             given, accepted = tuple(tensors[name].shape), tuple(state[name].shape)
             raise CheckpointError(f"{source}: tensor {name} has shape {given}, the model's is {accepted}")

@@ -1,12 +1,12 @@
 """The published encoders and decoders: three families built from two kinds of step.
 
-An encoder step is (BatchNorm, LeakyReLU 0.2, layer), the first one its layer alone; a decoder step is (layer, BatchNorm, dropout,
-ReLU), the last one its layer alone. Convolutions are 4×4 with stride 2 and one pixel of padding each side.
+An encoder step is (BatchNorm, LeakyReLU 0.2, layer), the first one its layer alone; a decoder step is (layer, BatchNorm,
+dropout, ReLU), the last one its layer alone. Convolutions are 4×4 with stride 2 and one pixel of padding each side.
 
 At image sizes other than the published 256 the layers nearest the image change, and the code-side layers keep their published
-widths: of the shared tower's w, 2w, 4w, 8w, 8w channels the first are dropped (128 pixels: w; 64: w; 32: w and 2w; 16: w, 2w, 4w),
-of the decoder's 8d, 4d, 2d, d the last, and above 256 pixels layers of width w and d are added there. The code is 8×8, or 4×4 for
-images below 128 pixels.
+widths: of the shared tower's w, 2w, 4w, 8w, 8w channels the first are dropped (128 pixels: w; 64: w; 32: w and 2w; 16: w, 2w
+and 4w), of the decoder's 8d, 4d, 2d, d the last, and above 256 pixels layers of width w and d are added there. The code is
+8×8, or 4×4 for images below 128 pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 __all__ = ["Decoder", "Joint", "Tower", "decoder", "exclusive_tower", "joint", "shared_tower"]
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -36,11 +37,13 @@ class DenseBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
             if len(input) < 2:
                 raise ValueError(f"batch of {len(input)}: BatchNorm of vectors needs at least 2 samples in training mode")
             with torch.no_grad():
-                variance, mean = torch.var_mean(input.float(), dim=0, correction=0)
+                variance, mean = torch.var_mean(input.to(self.running_var.dtype), dim=0, correction=0)
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance, self.momentum)
             return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
@@ -150,15 +153,19 @@ class Decoder(nn.Module):
     """Mean of p(x | z_x, z_s) before the output activation.
 
     Args:
-        expand: Dense step from the concatenated codes (flat and feature families), or None (spatial family: the exclusive code is
-            tiled over the shared code's map).
+        expand: Dense step from the concatenated codes (flat and feature families), or None (spatial family: the exclusive code
+            is tiled over the shared code's map).
         steps: Decoder steps after it.
         output: The last layer.
         code_shape: ``(C, H, W)`` into which the expanded vector is folded, or None.
     """
 
     def __init__(
-        self, expand: DecoderStep | None, steps: Sequence[DecoderStep], output: nn.Module, code_shape: tuple[int, int, int] | None
+        self,
+        expand: DecoderStep | None,
+        steps: Sequence[DecoderStep],
+        output: nn.Module,
+        code_shape: tuple[int, int, int] | None,
     ) -> None:
         super().__init__()
         self.expand = expand
@@ -190,14 +197,14 @@ def _decoder_widths(width: int, count: int) -> list[int]:
 
 def _conv_steps(channels: int, widths: Sequence[int]) -> list[EncoderStep]:
     steps = [EncoderStep(_conv(channels, widths[0]))]
-    steps += [EncoderStep(_conv(a, b), _image_norm(a)) for a, b in zip(widths, widths[1:])]
+    steps += [EncoderStep(_conv(a, b), _image_norm(a)) for a, b in pairwise(widths)]
     return steps
 
 
 def _dense_steps(widths: Sequence[int]) -> list[EncoderStep]:
     """Dense layers from ``widths[0]`` inputs on; the first has no BatchNorm before it."""
     steps = [EncoderStep(_dense(widths[0], widths[1]))]
-    steps += [EncoderStep(_dense(a, b), _vector_norm(a)) for a, b in zip(widths[1:], widths[2:])]
+    steps += [EncoderStep(_dense(a, b), _vector_norm(a)) for a, b in pairwise(widths[1:])]
     return steps
 
 
@@ -213,7 +220,10 @@ def shared_tower(config: ModelConfig) -> Tower:
     steps = _conv_steps(config.channels, _shared_widths(config))
     if config.family == "flat":
         flat = 8 * w * config.code_size**2
-        steps += [EncoderStep(_dense(flat, head), _image_norm(8 * w), flatten=True), EncoderStep(_dense(head, head), _vector_norm(head))]
+        steps += [
+            EncoderStep(_dense(flat, head), _image_norm(8 * w), flatten=True),
+            EncoderStep(_dense(head, head), _vector_norm(head)),
+        ]
         return Tower(steps, feature_step=-2)
     return Tower(steps)
 
@@ -253,7 +263,9 @@ def decoder(config: ModelConfig) -> Decoder:
     widths = _decoder_widths(d, config.downsamplings - 1)
     if config.family == "flat":
         code_shape = (8 * d, config.code_size, config.code_size)
-        expand = DecoderStep(_dense(codes, 8 * d * config.code_size**2), _vector_norm(8 * d * config.code_size**2), config.dropout)
+        expand = DecoderStep(
+            _dense(codes, 8 * d * config.code_size**2), _vector_norm(8 * d * config.code_size**2), config.dropout
+        )
         inputs = 8 * d
     else:
         code_shape, expand = None, None

@@ -30,7 +30,6 @@ from iiae_fast.config import ObjectiveConfig
 from iiae_fast.model import IIAEOutput
 
 
-
 @dataclass(frozen=True)
 class LossTerms:
     """The loss and what it is made of; all scalars.
@@ -41,7 +40,7 @@ class LossTerms:
         kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry: KL(q_x‖p), KL(q_y‖p), KL(q_s‖p), KL(q_s‖r_x), KL(q_s‖r_y), in nats per pair.
         kl_annealing: a_t, a float, or a tensor when ``step`` was one.
         penalty: The total-correlation or HSIC estimate, before its weight (``total_correlation`` and ``hsic`` only).
-        classification: Cross-entropy of the classifier on z_s in nats, before its weight (with ``class_weight`` and labels only).
+        classification: Cross-entropy of the classifier on z_s in nats, before its weight (with ``class_weight`` and labels).
     """
 
     total: Tensor
@@ -82,7 +81,12 @@ def kl_annealing(step: int | Tensor, steps: float) -> float | Tensor:
 
 
 def iiae(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig | None = None, step: int | Tensor = 0, labels: Tensor | None = None
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig | None = None,
+    step: int | Tensor = 0,
+    labels: Tensor | None = None,
 ) -> LossTerms:
     """The published loss (paper, section 3.3; weights as in the published code).
 
@@ -99,21 +103,36 @@ def iiae(
 
 
 def dvcca(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig | None = None, step: int | Tensor = 0, labels: Tensor | None = None
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig | None = None,
+    step: int | Tensor = 0,
+    labels: Tensor | None = None,
 ) -> LossTerms:
     """VCCA-private (Wang et al. 2016), which IIAE with λ = 0 is. Arguments as ``iiae``."""
     return iiae(out, x, y, dataclasses.replace(config or ObjectiveConfig(), interaction_weight=0.0), step, labels)
 
 
 def vae(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig | None = None, step: int | Tensor = 0, labels: Tensor | None = None
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig | None = None,
+    step: int | Tensor = 0,
+    labels: Tensor | None = None,
 ) -> LossTerms:
     """Negative evidence bound of the pair with unit weights (Kingma and Welling 2014). Arguments as ``iiae``."""
     return _elbo(out, x, y, config or ObjectiveConfig(), step, labels, _Weights(1.0, 1.0, 1.0))
 
 
 def beta_vae(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig | None = None, step: int | Tensor = 0, labels: Tensor | None = None
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig | None = None,
+    step: int | Tensor = 0,
+    labels: Tensor | None = None,
 ) -> LossTerms:
     """``vae`` with the KL terms weighted by ``config.beta`` (Higgins et al. 2017). Arguments as ``iiae``."""
     config = config or ObjectiveConfig()
@@ -143,7 +162,12 @@ def total_correlation(
 
 
 def hsic(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig | None = None, step: int | Tensor = 0, labels: Tensor | None = None
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig | None = None,
+    step: int | Tensor = 0,
+    labels: Tensor | None = None,
 ) -> LossTerms:
     """``vae`` with the dependence between exclusive and shared codes weighted by ``config.beta``. Arguments as ``iiae``."""
     config = config or ObjectiveConfig()
@@ -172,8 +196,8 @@ def _elbo(
     out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig, step: int | Tensor, labels: Tensor | None, weights: _Weights
 ) -> LossTerms:
     batch, elements = len(x), out.x_logits[0].numel()
-    # The factors, the mean over batch and elements included, go into the kernel, so that the gradient it writes in the forward pass
-    # is the final one: the gradient that comes back through the sum is exactly 1.
+    # All factors, the mean over batch and elements included, go into the kernel, so that the gradient it writes in the forward
+    # pass is the final one: the gradient that comes back through the sum is exactly 1.
     outer = weights.reconstruction or 1.0  # a weight of 0 still reports the term
     factor = outer * config.reconstruction_weight / (batch * elements)
     loss_x, loss_y = (

@@ -1,8 +1,12 @@
 """The authors' published TensorFlow variables, by their names, in this package's model.
 
 The published graph names a variable ``<part>/<scope>/<kind>``; every scope is one step of this package's towers and decoders
-(``iiae_fast.networks``), so the correspondence is a short table. Layouts differ in three ways: convolution kernels are HWIO there
-(transposed ones H, W, out, in), dense kernels are (in, out), and vectors that stand for flattened maps run row, column, channel.
+(``iiae_fast.networks``), so the correspondence is a short table. Layouts differ in three ways: convolution kernels are HWIO
+there (transposed ones H, W, out, in), dense kernels are (in, out), and vectors that stand for flattened maps run row, column,
+channel.
+
+One thing cannot be reproduced from outside: the published image graphs decode translations (of prior samples, too) in every
+training step, and their decoders' BatchNorm moving statistics average those in. Here they average reconstructions only.
 """
 
 from __future__ import annotations
@@ -78,9 +82,13 @@ def variable_table(model: IIAE) -> dict[str, Variable]:
 
     def layer(name: str, module: nn.Module, prefix: str, maps: tuple[int, int, int, int] | None, map_axis: int) -> None:
         if isinstance(module, nn.Linear):
-            table[f"{name}/dense/kernel"] = Variable(f"{prefix}.weight", (1, 0), map_axis if maps else None, maps or (1, 1, 1, 1))
+            table[f"{name}/dense/kernel"] = Variable(
+                f"{prefix}.weight", (1, 0), map_axis if maps else None, maps or (1, 1, 1, 1)
+            )
             outputs_are_maps = maps is not None and map_axis == 1
-            table[f"{name}/dense/bias"] = Variable(f"{prefix}.bias", (0,), 0 if outputs_are_maps else None, maps or (1, 1, 1, 1))
+            table[f"{name}/dense/bias"] = Variable(
+                f"{prefix}.bias", (0,), 0 if outputs_are_maps else None, maps or (1, 1, 1, 1)
+            )
         else:
             kind = "conv2d_transpose" if isinstance(module, nn.ConvTranspose2d) else "conv2d"
             table[f"{name}/{kind}/kernel"] = Variable(f"{prefix}.weight", (3, 2, 0, 1))  # HWIO -> OIHW, and HWOI -> IOHW
@@ -91,7 +99,9 @@ def variable_table(model: IIAE) -> dict[str, Variable]:
             entry = Variable(f"{prefix}.{ours}", (0,), 0 if maps else None, maps or (1, 1, 1, 1))
             table[f"{name}/batch_normalization/{official}"] = entry
 
-    def tower(part: str, scopes: list[str], module: Tower, prefix: str, joint_maps: tuple[int, int, int, int] | None = None) -> None:
+    def tower(
+        part: str, scopes: list[str], module: Tower, prefix: str, joint_maps: tuple[int, int, int, int] | None = None
+    ) -> None:
         for index, (scope, step) in enumerate(zip(scopes, module.steps, strict=True)):
             name, path = f"{part}/{scope}", f"{prefix}.steps.{index}"
             maps = joint_maps if index == 0 else None
@@ -179,7 +189,7 @@ def load_variables(model: IIAE, mapping: Mapping[str, Array]) -> IIAE:
 
 
 def gather_variables(model: IIAE, values: Mapping[str, Tensor] | None = None) -> dict[str, Array]:
-    """The inverse of ``load_variables``: the model's state, or other tensors by its names (gradients, say), in TensorFlow's terms.
+    """The inverse of ``load_variables``: the model's state, or other tensors by its names (gradients, say), as TensorFlow's.
 
     Args:
         model: Gives the correspondence.
@@ -187,7 +197,7 @@ def gather_variables(model: IIAE, values: Mapping[str, Tensor] | None = None) ->
     """
     values = model.state_dict() if values is None else values
     return {
-        name: np.ascontiguousarray(variable.to_official(values[variable.tensor].detach().cpu().numpy()))
+        name: np.array(variable.to_official(values[variable.tensor].detach().cpu().numpy()), order="C")  # a copy
         for name, variable in variable_table(model).items()
         if variable.tensor in values
     }
@@ -221,7 +231,7 @@ def config_of(mapping: Mapping[str, Array]) -> ModelConfig:
         )
     layers = sum(name.startswith(f"{shared}_") and name.endswith("conv2d/kernel") for name in mapping)
     if layers != 5:
-        raise CheckpointError(f"{layers} convolutions in {shared}: the published graphs have 5 (256×256 images)")
+        raise CheckpointError(f"{layers} convolutions named {shared}_…, expected 5: not one of the published graphs")
     flat = "X_decoder/expand_sR_eR/dense/kernel" in mapping
     return ModelConfig(
         family="flat" if flat else "spatial",

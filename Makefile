@@ -1,0 +1,42 @@
+# The front door. Everything runs inside .venv, which the first target makes; PYTHON picks the interpreter it is made from.
+PYTHON ?= python3
+# The CPU build of torch that this repository is tested against; any torch >= 2.9 works: make demo TORCH='torch>=2.9'
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.PHONY: help demo test lint format type aot sanitize clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml setup.py $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'setuptools>=77' wheel 'pybind11>=2.13'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Train on real digits, retrieve, translate, export, and write runs/demo/report.html
+	$(BIN)/iiae demo --run-dir runs/demo
+
+test: $(INSTALLED) lint type  ## Style, types and all tests that need no GPU
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+format: $(INSTALLED)  ## Apply them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
+
+type: $(INSTALLED)  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and everything built
+	rm -rf $(VENV) build *.egg-info iiae_fast/_C*.so
