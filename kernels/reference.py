@@ -96,10 +96,32 @@ def philox_normal(shape: tuple[int, ...], seed: Tensor, stream: int) -> Tensor:
     return radius.mul_(u2.mul_(6.283185307179586).cos_()).reshape(shape)
 
 
+class Gaussian(NamedTuple):
+    """A packed head taken apart, in the dtype of computation: what the operations share instead of computing it again."""
+
+    mean: Tensor
+    logvar: Tensor  # clamped
+    variance: Tensor
+
+
 def split_head(head: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and clamped log-variance of a packed head, in the dtype of computation."""
     mean, logvar = head.to(compute_dtype(head.dtype)).chunk(2, dim=1)
     return mean, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+
+def _gaussian(head: Tensor) -> Gaussian:
+    mean, logvar = split_head(head)
+    return Gaussian(mean, logvar, logvar.exp())
+
+
+def _kl(q: Gaussian, prior_head: Tensor | None) -> Tensor:
+    if prior_head is None:
+        terms = q.variance + q.mean.square() - q.logvar - 1
+    else:
+        prior_mean, prior_logvar = split_head(prior_head)
+        terms = (q.variance + (q.mean - prior_mean).square()) * (-prior_logvar).exp() + prior_logvar - q.logvar - 1
+    return 0.5 * terms.sum(dim=tuple(range(1, terms.dim())))
 
 
 def gaussian_kl(head: Tensor, prior_head: Tensor | None = None) -> Tensor:
@@ -119,39 +141,29 @@ def gaussian_kl(head: Tensor, prior_head: Tensor | None = None) -> Tensor:
     if prior_head is not None:
         require_head("prior_head", prior_head)
         require_alike("prior_head", prior_head, "head", head)
-    mean, logvar = split_head(head)
-    if prior_head is None:
-        terms = logvar.exp() + mean.square() - logvar - 1
-    else:
-        prior_mean, prior_logvar = split_head(prior_head)
-        scaled = (logvar.exp() + (mean - prior_mean).square()) * (-prior_logvar).exp()
-        terms = prior_logvar - logvar + scaled - 1
-    return 0.5 * terms.sum(dim=tuple(range(1, terms.dim())))
+    return _kl(_gaussian(head), prior_head)
 
 
-def sample_gaussian(head: Tensor, seed: Tensor | None, stream: int) -> Tensor:
-    """z = mean + exp(½ logvar) · noise(seed, stream) in the head's dtype; without a seed, z = mean."""
-    mean, logvar = split_head(head)
+def _sample(q: Gaussian, dtype: torch.dtype, seed: Tensor | None, stream: int) -> Tensor:
+    """z = mean + √variance · noise(seed, stream) in the head's dtype; without a seed, z = mean."""
     if seed is None:
-        return mean.to(head.dtype, copy=True)
-    noise = philox_normal(tuple(mean.shape), seed, stream)
-    return (mean + (0.5 * logvar).exp() * noise).to(head.dtype)
+        return q.mean.to(dtype, copy=True)
+    noise = philox_normal(tuple(q.mean.shape), seed, stream)
+    return torch.addcmul(q.mean, q.variance.sqrt(), noise).to(dtype)
 
 
 def iiae_latents(q_x: Tensor, q_s: Tensor, q_y: Tensor, r_x: Tensor, r_y: Tensor, seed: Tensor | None) -> Latents:
     """The three codes and the five KL terms of the loss, in the order of ``Latents.kl``."""
-    pairs = ((q_x, None), (q_y, None), (q_s, None), (q_s, r_x), (q_s, r_y))
-    return Latents(
-        z_x=sample_gaussian(q_x, seed, 0),
-        z_s=sample_gaussian(q_s, seed, 1),
-        z_y=sample_gaussian(q_y, seed, 2),
-        kl=torch.stack([gaussian_kl(head, prior) for head, prior in pairs]),
-    )
+    dtype = q_x.dtype
+    x, s, y = _gaussian(q_x), _gaussian(q_s), _gaussian(q_y)
+    z_x, z_s, z_y = (_sample(q, dtype, seed, stream) for stream, q in enumerate((x, s, y)))
+    return Latents(z_x, z_s, z_y, torch.stack([_kl(x, None), _kl(y, None), _kl(s, None), _kl(s, r_x), _kl(s, r_y)]))
 
 
 def reparameterize(q: Tensor, prior: Tensor | None, seed: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:
     """One code and its KL divergence ``(B,)`` to the prior."""
-    return sample_gaussian(q, seed, stream), gaussian_kl(q, prior)
+    gaussian = _gaussian(q)
+    return _sample(gaussian, q.dtype, seed, stream), _kl(gaussian, prior)
 
 
 def reconstruction(prediction: Tensor, target: Tensor, likelihood: str, activation: str | None, weight: float) -> Tensor:
