@@ -1,0 +1,151 @@
+// The canonical distance: the definition that every search path must agree with, bit for bit.
+//
+// Inputs are converted to float64 (exactly: every accepted dtype is a subset of it). A sum over i of t_i is always taken
+// in 16 interleaved lanes, lane j adding t_j, t_{j+16}, ... in that order from +0, and then folded in halves: lane j takes
+// lane j+8, then j+4, j+2, j+1. No operation is fused. With S for such a sum:
+//
+//   sqeuclidean    S((q_i - x_i)^2)
+//   euclidean      sqrt(sqeuclidean)
+//   inner_product  S(q_i x_i)
+//   cosine         max(0, 1 - S(q_i x_i) / sqrt(S(q_i^2) * S(x_i^2))), and 1 if either norm is zero. float64 rows are
+//                  first scaled by the power of two that brings their largest magnitude into [1, 2); that changes no
+//                  bit unless something would overflow or underflow (it cannot with the narrower dtypes).
+//   gaussian_w2    sqeuclidean of the lifted rows [m | exp(l/2)]
+//   gaussian_kl    max(0, S(((l_x - l_q) + (exp(l_q) + (m_q - m_x)^2) / exp(l_x)) - 1) / 2), query first: KL(q || x)
+//
+// with log-variances l clamped to [-14, 9.21035] as in the model. The result is rounded once, to fp32, and -0 becomes +0.
+// Lifted Gaussian rows are float64, with exp() evaluated once per row, so that no path evaluates it differently.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "rows.h"
+
+namespace iiae {
+
+inline constexpr std::size_t kLanes = 16;
+inline constexpr double kLogvarMin = -14.0;
+inline constexpr double kLogvarMax = 9.21035;
+
+// A row in float64, ready for canonical_distance.
+struct CanonicalRow {
+  std::vector<double> values;  // lifted_dim
+  double sq_norm = 0.0;        // cosine only
+
+  explicit CanonicalRow(std::size_t lifted_dim) : values(lifted_dim) {}
+};
+
+inline bool is_gaussian(Metric metric) { return metric == Metric::kGaussianKL || metric == Metric::kGaussianW2; }
+
+// Values of a row after lifting: gaussian_kl keeps [m | l | exp(l)], gaussian_w2 [m | exp(l/2)].
+inline std::size_t lifted_dim(Metric metric, std::size_t dim) { return metric == Metric::kGaussianKL ? dim / 2 * 3 : dim; }
+
+template <class Term>
+inline double lane_sum(std::size_t n, Term term) {
+  double lanes[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
+  }
+  for (std::size_t j = 0; i + j < n; ++j) lanes[j] += term(i + j);
+  for (std::size_t width = kLanes / 2; width >= 1; width /= 2) {
+    for (std::size_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+// Clamps and lifts one packed Gaussian row [mean | logvar] of `dim` values.
+inline void lift(Metric metric, std::size_t dim, const double* packed, double* out) {
+  const std::size_t half = dim / 2;
+  for (std::size_t i = 0; i < half; ++i) {
+    const double logvar = std::fmin(std::fmax(packed[half + i], kLogvarMin), kLogvarMax);
+    out[i] = packed[i];
+    if (metric == Metric::kGaussianW2) {
+      out[half + i] = std::exp(0.5 * logvar);
+    } else {
+      out[half + i] = logvar;
+      out[2 * half + i] = std::exp(logvar);
+    }
+  }
+}
+
+// Converts row i of `rows`; Gaussian rows must be lifted already (see lift).
+inline void load_row(const Rows& rows, std::size_t i, Metric metric, CanonicalRow& out) {
+  double* values = out.values.data();
+  with_type(rows.dtype, rows.row(i), [&](const auto* source) {
+    for (std::size_t j = 0; j < rows.dim; ++j) values[j] = to_double(source[j]);
+  });
+  if (metric != Metric::kCosine) return;
+  if (rows.dtype == DType::kFloat64) {
+    double largest = 0.0;
+    for (std::size_t j = 0; j < rows.dim; ++j) largest = std::fmax(largest, std::fabs(values[j]));
+    const int exponent = largest > 0.0 ? std::ilogb(largest) : 0;
+    for (std::size_t j = 0; j < rows.dim; ++j) values[j] = std::scalbn(values[j], -exponent);
+  }
+  out.sq_norm = lane_sum(rows.dim, [&](std::size_t j) { return values[j] * values[j]; });
+}
+
+// The canonical distance of two rows in float64, before its rounding to fp32. `dim` counts lifted values.
+inline double canonical_distance(Metric metric, std::size_t dim, const CanonicalRow& query, const CanonicalRow& row) {
+  const double* q = query.values.data();
+  const double* x = row.values.data();
+  const auto dot = [&] { return lane_sum(dim, [&](std::size_t i) { return q[i] * x[i]; }); };
+  const auto squared = [&] {
+    return lane_sum(dim, [&](std::size_t i) {
+      const double difference = q[i] - x[i];
+      return difference * difference;
+    });
+  };
+  switch (metric) {
+    case Metric::kSqEuclidean:
+    case Metric::kGaussianW2:
+      return squared();
+    case Metric::kEuclidean:
+      return std::sqrt(squared());
+    case Metric::kInnerProduct:
+      return dot();
+    case Metric::kCosine: {
+      if (query.sq_norm == 0.0 || row.sq_norm == 0.0) return 1.0;
+      return std::fmax(0.0, 1.0 - dot() / std::sqrt(query.sq_norm * row.sq_norm));
+    }
+    case Metric::kGaussianKL: {
+      const std::size_t half = dim / 3;
+      const double sum = lane_sum(half, [&](std::size_t i) {
+        const double difference = q[i] - x[i];
+        const double ratio = (q[2 * half + i] + difference * difference) / x[2 * half + i];
+        return ((x[half + i] - q[half + i]) + ratio) - 1.0;
+      });
+      return std::fmax(0.0, 0.5 * sum);
+    }
+  }
+  throw std::logic_error("unknown metric");
+}
+
+// (distance, index) as one integer: smaller is better, ties go to the lowest index. Indices stay below 2^32.
+using Key = std::uint64_t;
+inline constexpr Key kNoKey = ~Key{0};  // sorts after every real result
+
+inline std::uint32_t order_bits(float distance) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &distance, sizeof bits);
+  return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+}
+
+inline Key make_key(Metric metric, double distance, std::uint64_t index) {
+  const float rounded = static_cast<float>(distance) + 0.0f;  // -0 + 0 is +0
+  const std::uint32_t bits = order_bits(rounded);
+  return (static_cast<Key>(metric == Metric::kInnerProduct ? ~bits : bits) << 32) | index;
+}
+
+inline float key_distance(Metric metric, Key key) {
+  std::uint32_t bits = static_cast<std::uint32_t>(key >> 32);
+  if (metric == Metric::kInnerProduct) bits = ~bits;
+  bits ^= (bits >> 31) ? 0x80000000u : 0xffffffffu;
+  float distance;
+  std::memcpy(&distance, &bits, sizeof distance);
+  return distance;
+}
+
+}  // namespace iiae

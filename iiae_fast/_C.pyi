@@ -1,0 +1,36 @@
+"""The exact retrieval engine (csrc/). Rows are matrices that are contiguous in their last dimension; bfloat16 travels as uint16."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def validate(rows: NDArray[Any], dtype: str, metric: str, name: str, start: int, threads: int) -> None: ...
+def lift(rows: NDArray[Any], dtype: str, metric: str, threads: int) -> NDArray[np.float64]: ...
+
+class Searcher:
+    def __init__(self, queries: NDArray[Any], dtype: str, metric: str, k: int, threads: int) -> None: ...
+    def scan(
+        self,
+        rows: NDArray[Any],
+        dtype: str,
+        start: int,
+        allowed: NDArray[np.bool_] | None,
+        excluded: NDArray[np.bool_] | None,
+        excluded_ids: NDArray[np.int64] | None,
+    ) -> None: ...
+    def result(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+
+class Ranking:
+    def __init__(
+        self,
+        queries: NDArray[Any],
+        dtype: str,
+        metric: str,
+        labels: NDArray[np.int64],
+        excluded_ids: NDArray[np.int64] | None,
+        threads: int,
+    ) -> None: ...
+    def collect(self, rows: NDArray[Any], dtype: str, start: int, labels: NDArray[np.int64]) -> None: ...
+    def count(self, rows: NDArray[Any], dtype: str, start: int, labels: NDArray[np.int64]) -> None: ...
+    def ranks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...

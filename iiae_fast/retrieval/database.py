@@ -1,0 +1,140 @@
+"""Database rows as the engine visits them: pieces in memory, or blocks streamed from a memory-mapped file."""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Block", "Database"]
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_fast import _C
+from iiae_fast.errors import InputError
+from iiae_fast.retrieval.inputs import Rows
+
+DEFAULT_MEMORY_LIMIT = 128 << 20
+_PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows in the engine's form; the first one has index ``start``."""
+
+    start: int
+    array: NDArray[Any]
+    dtype: str
+
+
+class Database:
+    """Checked rows under a metric. Gaussian rows are kept lifted, in float64 (see csrc/canonical.h).
+
+    Args:
+        rows: The rows; a ``np.memmap`` is streamed and never held in memory as a whole.
+        metric: Decides what is checked and lifted.
+        threads: For checking and lifting.
+        copy: Keep an own copy (of rows in memory), so that the caller may change theirs.
+        memory_limit: Bytes that one streamed block may take.
+
+    Raises:
+        ValueError: No rows, or rows in memory that hold NaN, infinity or too large a norm. Streamed rows are checked as they
+            are read.
+    """
+
+    def __init__(self, rows: Rows, metric: str, threads: int, *, copy: bool, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        if len(rows) == 0:
+            raise InputError(f"database has shape {tuple(rows.array.shape)}; accepted is at least one row")
+        self.metric = metric
+        self.dtype = rows.dtype
+        self.dim = rows.dim
+        self._memory_limit = memory_limit
+        self._mapped = rows.array if isinstance(rows.array, np.memmap) else None
+        self._pieces: list[NDArray[Any]] = []
+        self._count = 0
+        if self._mapped is not None:
+            self._count = len(rows)
+        else:
+            self._append(rows, threads, copy)
+
+    @classmethod
+    def restore(cls, rows: Rows, metric: str, dim: int, threads: int) -> Database:
+        """Rows that ``blocks`` once yielded, become a database again; they are checked but not copied.
+
+        Args:
+            rows: The rows, lifted if the metric is Gaussian; ``rows.dtype`` is the dtype before lifting.
+            metric: Their metric.
+            dim: Columns before lifting.
+            threads: For checking.
+        """
+        database = cls.__new__(cls)
+        database.metric, database.dtype, database.dim = metric, rows.dtype, dim
+        database._memory_limit, database._mapped = DEFAULT_MEMORY_LIMIT, None
+        database._pieces, database._count = [rows.array], len(rows)
+        _C.validate(rows.array, database.engine_dtype, "cosine", "database", 0, threads)
+        return database
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def engine_dtype(self) -> str:
+        """Dtype of the rows that ``blocks`` yields."""
+        return "float64" if self.metric.startswith("gaussian") else self.dtype
+
+    def append(self, rows: Rows, threads: int) -> None:
+        """Add a copy of rows in memory at the end."""
+        if self._mapped is not None:
+            raise InputError("a database on disk cannot be added to; load it into memory first, e.g. np.load(path)")
+        if rows.dim != self.dim:
+            raise InputError(f"rows to add have {rows.dim} columns; the index has {self.dim}")
+        if rows.dtype != self.dtype:
+            raise InputError(f"rows to add have dtype {rows.dtype}; the index holds {self.dtype}")
+        if len(rows):
+            self._append(rows, threads, copy=True)
+
+    def _append(self, rows: Rows, threads: int, copy: bool) -> None:
+        array = np.require(rows.array, requirements=["C", "A"])
+        _C.validate(array, rows.dtype, self.metric, "database", self._count, threads)
+        if self.metric.startswith("gaussian"):
+            array = _C.lift(array, rows.dtype, self.metric, threads)
+        elif copy and np.may_share_memory(array, rows.array):
+            array = array.copy()
+        if self._pieces and len(self._pieces[-1]) < _PIECE_ROWS:
+            self._pieces[-1] = np.concatenate([self._pieces[-1], array])
+        else:
+            self._pieces.append(array)
+        self._count += len(rows)
+
+    def blocks(self, threads: int) -> Iterator[Block]:
+        """All rows in order."""
+        if self._mapped is not None:
+            yield from self._stream(self._mapped, threads)
+            return
+        start = 0
+        for piece in self._pieces:
+            yield Block(start, piece, self.engine_dtype)
+            start += len(piece)
+
+    def _stream(self, mapped: NDArray[Any], threads: int) -> Iterator[Block]:
+        # A Gaussian row is held both packed and lifted to at most 1.5 times as many float64.
+        bytes_per_row = self.dim * (mapped.itemsize + (12 if self.metric.startswith("gaussian") else 0))
+        step = max(1, self._memory_limit // bytes_per_row)
+        for start in range(0, self._count, step):
+            array = np.require(mapped[start : start + step], requirements=["C", "A"])
+            _C.validate(array, self.dtype, self.metric, "database", start, threads)
+            if self.metric.startswith("gaussian"):
+                array = _C.lift(array, self.dtype, self.metric, threads)
+            yield Block(start, array, self.engine_dtype)
+            del array
+            _forget_pages(mapped)
+
+
+def _forget_pages(mapped: Any) -> None:
+    """Take a mapped file's pages out of this process again; they are read anew if they are touched."""
+    mapping = getattr(mapped, "_mmap", None)
+    # Pages of a private mapping (mode "c") may hold the caller's changes, which this would discard.
+    if isinstance(mapping, mmap.mmap) and getattr(mapped, "mode", None) in {"r", "r+", "w+"} and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,175 @@
+"""Search against the oracle, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import Case, cases
+from hypothesis import given, settings
+
+from iiae_fast.retrieval import METRICS, FlatIndex, search
+
+
+def check(case: Case) -> None:
+    """Assert that the engine returns what the oracle does."""
+    index = FlatIndex(case.rows, case.metric)
+    hits = index.search(case.queries, case.k, allowed=case.permitted, threads=case.threads)
+    expected = oracle.search(case.exact_queries, case.exact_rows, case.k, case.metric, case.permitted)
+    np.testing.assert_array_equal(np.asarray(hits.indices), expected[1])
+    np.testing.assert_array_equal(np.asarray(hits.distances), expected[0])
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_equals_oracle(case: Case) -> None:
+    check(case)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(max_rows=2000, max_dim=20))
+def test_equals_oracle_many_rows(case: Case) -> None:
+    check(case)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(max_rows=40, max_dim=1500))
+def test_equals_oracle_many_columns(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_textbook_values(metric: str) -> None:
+    """The metrics against their definitions, with library functions where there are some."""
+    rng = np.random.default_rng(0)
+    x, q = rng.normal(size=(50, 8)), rng.normal(size=(4, 8))
+    mq, mx, lq, lx = q[:, None, :4], x[:, :4], q[:, None, 4:], x[:, 4:]
+    expected = {
+        "sqeuclidean": lambda: torch.cdist(torch.tensor(q), torch.tensor(x)).numpy() ** 2,
+        "euclidean": lambda: torch.cdist(torch.tensor(q), torch.tensor(x)).numpy(),
+        "inner_product": lambda: q @ x.T,
+        "cosine": lambda: 1 - torch.cosine_similarity(torch.tensor(q)[:, None], torch.tensor(x), dim=-1).numpy(),
+        "gaussian_kl": lambda: (
+            torch.distributions.kl_divergence(
+                torch.distributions.Normal(torch.tensor(mq), torch.tensor(np.exp(lq / 2))),
+                torch.distributions.Normal(torch.tensor(mx), torch.tensor(np.exp(lx / 2))),
+            )
+            .sum(-1)
+            .numpy()
+        ),
+        "gaussian_w2": lambda: ((mq - mx) ** 2).sum(-1) + ((np.exp(lq / 2) - np.exp(lx / 2)) ** 2).sum(-1),
+    }[metric]()
+    hits = search(q, x, 50, metric=metric)
+    np.testing.assert_allclose(hits.distances, np.take_along_axis(expected, hits.indices, axis=1), rtol=1e-6)
+    steps = np.diff(hits.distances, axis=1)
+    assert (steps <= 0).all() if metric == "inner_product" else (steps >= 0).all()
+    assert hits.distances.dtype == np.float32
+    assert hits.indices.dtype == np.int64
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    rows = np.zeros((100, 3), np.float32)
+    for metric in ("sqeuclidean", "inner_product", "cosine"):
+        np.testing.assert_array_equal(search(rows[:2], rows, 100, metric=metric).indices, [np.arange(100)] * 2)
+
+
+def test_ties_after_rounding_go_to_the_lowest_index() -> None:
+    """Distances that differ in float64 but not in fp32 are equal."""
+    rows = np.array([[1.0 + 1e-12], [1.0]])
+    np.testing.assert_array_equal(search(np.zeros((1, 1)), rows, 2).indices, [[0, 1]])
+
+
+def test_zero_vectors_have_cosine_distance_one() -> None:
+    rows = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    hits = search(np.array([[1.0, 0.0], [0.0, 0.0]]), rows, 3, metric="cosine")
+    np.testing.assert_array_equal(hits.distances, [[0, 1, 2], [1, 1, 1]])
+    np.testing.assert_array_equal(hits.indices, [[1, 0, 2], [0, 1, 2]])
+
+
+def test_cosine_of_extreme_float64_rows() -> None:
+    """Norms that overflow or underflow float64 don't disturb the angle."""
+    rows = np.array([[1e300, 1e300], [1e-300, 0.0], [3e-320, 0.0]])
+    hits = search(np.array([[2e-310, 0.0]]), rows, 3, metric="cosine")
+    np.testing.assert_array_equal(hits.indices, [[1, 2, 0]])
+    np.testing.assert_allclose(hits.distances, [[0, 0, 1 - 2**-0.5]], rtol=1e-6)
+
+
+def test_strided_and_mixed_inputs() -> None:
+    rng = np.random.default_rng(1)
+    wide = rng.normal(size=(60, 14)).astype(np.float32)
+    queries = rng.normal(size=(7, 5)).astype(np.float16)
+    expected = oracle.search(queries, wide[::3, ::2][:, :5], 4, "sqeuclidean")
+    for rows in (wide[::3, ::2][:, :5], np.asfortranarray(wide[::3, ::2][:, :5]), wide[::3, ::2][:, :5].astype(">f4")):
+        hits = search(queries, rows, 4)
+        np.testing.assert_array_equal(hits.indices, expected[1])
+        np.testing.assert_array_equal(hits.distances, expected[0])
+    flipped = search(queries[::-1], wide[::-1][:, :5], 2)
+    np.testing.assert_array_equal(flipped.indices, oracle.search(queries[::-1], wide[::-1][:, :5], 2, "sqeuclidean")[1])
+
+
+def test_unaligned_rows() -> None:
+    buffer = np.zeros(4 * 12 + 1, np.uint8)
+    rows = buffer[1:].view(np.float32).reshape(4, 3)
+    rows[...] = np.arange(12).reshape(4, 3)
+    np.testing.assert_array_equal(search(rows[2:3].copy(), rows, 1).indices, [[2]])
+
+
+def test_masks() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(30, 6)).astype(np.float32)
+    index = FlatIndex(rows)
+    one = rng.random(30) < 0.5
+    each = rng.random((30, 30)) < 0.5
+    for mask in (one, each, np.asfortranarray(each), each[:, ::-1]):
+        full = np.broadcast_to(mask, (30, 30))
+        for given_as, permitted in (({"allowed": mask}, full), ({"exclude": mask}, ~full)):
+            hits = index.search(rows, 9, **given_as)
+            expected = oracle.search(rows, rows, 9, "sqeuclidean", permitted)
+            np.testing.assert_array_equal(hits.indices, expected[1])
+            np.testing.assert_array_equal(hits.distances, expected[0])
+    both = index.search(rows, 5, allowed=one, exclude=each)
+    np.testing.assert_array_equal(both.indices, oracle.search(rows, rows, 5, "sqeuclidean", one & ~each)[1])
+    others = index.search(rows, 29, exclude="self")
+    expected = oracle.search(rows, rows, 29, "sqeuclidean", ~np.eye(30, dtype=bool))
+    np.testing.assert_array_equal(others.indices, expected[1])
+    np.testing.assert_array_equal(index.search(rows[4:6], 1, exclude=np.array([4, -1])).indices[1], [5])
+    assert index.search(rows[4:6], 1, exclude=np.array([4, -1])).indices[0] != 4
+
+
+def test_too_few_allowed_rows_are_filled_up() -> None:
+    rows = np.eye(4, dtype=np.float32)
+    allowed = np.array([False, True, False, False])
+    hits = search(rows[:2], rows, 3, allowed=allowed)
+    np.testing.assert_array_equal(hits.indices, [[1, -1, -1]] * 2)
+    np.testing.assert_array_equal(hits.distances[:, 1:], np.inf)
+    hits = search(rows[:2], rows, 3, metric="inner_product", allowed=allowed)
+    np.testing.assert_array_equal(hits.distances[:, 1:], -np.inf)
+
+
+def test_no_queries() -> None:
+    hits = search(np.zeros((0, 3), np.float32), np.zeros((5, 3), np.float32), 2)
+    assert hits.distances.shape == hits.indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int8])
+def test_torch_in_torch_out(dtype: torch.dtype) -> None:
+    rows = (torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+    hits = search(rows[:3], rows, 2)
+    assert isinstance(hits.indices, torch.Tensor)
+    assert hits.indices.dtype == torch.int64
+    assert hits.distances.dtype == torch.float32
+    assert hits.indices.device == rows.device
+    assert hits.distances[:, 0].tolist() == [0, 0, 0]
+
+
+def test_tensors_that_need_grad() -> None:
+    rows = torch.randn(5, 4, requires_grad=True)
+    assert search(rows, rows, 1).indices.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_index_owns_its_rows() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    index = FlatIndex(rows)
+    rows[...] = 7
+    np.testing.assert_array_equal(index.search(np.eye(3, dtype=np.float32), 1).distances, 0)

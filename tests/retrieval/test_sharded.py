@@ -1,0 +1,42 @@
+"""Two processes over gloo find what one index finds."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sharded_worker import make, worker
+
+from iiae_fast.retrieval import METRICS, FlatIndex
+
+
+@pytest.mark.parametrize("split", [[0, 20, 41], [0, 41, 41]], ids=["both", "one-empty"])
+def test_two_processes(tmp_path: Path, split: list[int]) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=worker, args=(rank, 2, split, str(tmp_path / "store"), results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    gathered = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    rows, queries = make()
+    mask = np.random.default_rng(1).random((6, 41)) < 0.4
+    for _, found, errors in gathered:
+        assert len(errors) == 2
+        assert "rank 1: database row 0 holds NaN" in errors[0]
+        assert "k=42" in errors[1]
+        for metric in METRICS:
+            index = FlatIndex(rows, metric)
+            expected = [
+                index.search(queries, 41),
+                index.search(queries, 30, allowed=mask),
+                index.search(queries, 5, exclude=np.arange(6) * 7),
+                index.search(queries, 3),
+            ]
+            for one, other in zip(found[metric], expected):
+                np.testing.assert_array_equal(one[0], other[0])
+                np.testing.assert_array_equal(one[1], other[1])
