@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iiae_fast.kernels.reference import LOGVAR_MAX, LOGVAR_MIN, gaussian_kl
 
+
 @dataclass(frozen=True)
 class DiagonalGaussian:
     """N(mean, diag(exp(logvar))), kept as the packed network output.
@@ -23,7 +24,9 @@ class DiagonalGaussian:
 
     def __post_init__(self) -> None:
         if self.head.dim() < 2 or self.head.shape[1] % 2:
-            raise ValueError(f"head of shape {tuple(self.head.shape)}: accepted is (B, 2D) or (B, 2C, H, W), [mean | logvar] along dim 1")
+            raise ValueError(
+                f"head of shape {tuple(self.head.shape)}: accepted is (B, 2D) or (B, 2C, H, W), [mean | logvar] along dim 1"
+            )
 
     @property
     def mean(self) -> Tensor:

@@ -261,17 +261,17 @@ def decoder(config: ModelConfig) -> Decoder:
         expand = DecoderStep(_dense(codes, d), _vector_norm(d))
         return Decoder(expand, [], _dense(d, config.feature_dim), None)
     widths = _decoder_widths(d, config.downsamplings - 1)
+    code_shape: tuple[int, int, int] | None = None
+    flat_expand: DecoderStep | None = None
+    inputs = 4 * config.n_shared + config.exclusive_dim
     if config.family == "flat":
         code_shape = (8 * d, config.code_size, config.code_size)
-        expand = DecoderStep(
+        inputs = 8 * d
+        flat_expand = DecoderStep(
             _dense(codes, 8 * d * config.code_size**2), _vector_norm(8 * d * config.code_size**2), config.dropout
         )
-        inputs = 8 * d
-    else:
-        code_shape, expand = None, None
-        inputs = 4 * config.n_shared + config.exclusive_dim
     steps = [
         DecoderStep(_transposed_conv(a, b), _image_norm(b), config.dropout if index < 2 else 0.0)
         for index, (a, b) in enumerate(zip([inputs, *widths], widths))
     ]
-    return Decoder(expand, steps, _transposed_conv(widths[-1], config.channels), code_shape)
+    return Decoder(flat_expand, steps, _transposed_conv(widths[-1], config.channels), code_shape)

@@ -16,6 +16,7 @@ __all__ = ["config_of", "gather_variables", "load_variables", "read_checkpoint",
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 from iiae_fast.config import Family, ModelConfig
 from iiae_fast.errors import CheckpointError, require
 from iiae_fast.model import IIAE
-from iiae_fast.networks import Decoder, Joint, Tower
+from iiae_fast.networks import Decoder, DecoderStep, EncoderStep, Joint, Tower
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _NORM_KINDS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 # Variables of the published graph that are not part of the model: the optimizer's, and the step counter.
@@ -71,7 +72,8 @@ class Variable:
         moved = moved.reshape(*shape, *moved.shape[1:])
         rest = tuple(range(len(shape), moved.ndim))
         flat = moved.transpose(*order, *rest).reshape(-1, *moved.shape[len(shape) :])
-        return np.moveaxis(flat, 0, self.map_axis)
+        reordered: Array = np.moveaxis(flat, 0, self.map_axis)
+        return reordered
 
 
 def variable_table(model: IIAE) -> dict[str, Variable]:
@@ -103,9 +105,12 @@ def variable_table(model: IIAE) -> dict[str, Variable]:
         part: str, scopes: list[str], module: Tower, prefix: str, joint_maps: tuple[int, int, int, int] | None = None
     ) -> None:
         for index, (scope, step) in enumerate(zip(scopes, module.steps, strict=True)):
+            assert isinstance(step, EncoderStep)
             name, path = f"{part}/{scope}", f"{prefix}.steps.{index}"
             maps = joint_maps if index == 0 else None
             if step.flatten:
+                assert isinstance(step.norm, nn.BatchNorm2d)
+                assert isinstance(step.layer, nn.Linear)
                 inputs = step.norm.num_features  # channels of the map that is flattened
                 side = int((step.layer.in_features // inputs) ** 0.5)
                 maps = (1, side, side, inputs)
@@ -120,8 +125,9 @@ def variable_table(model: IIAE) -> dict[str, Variable]:
             norm(f"{part}/expand_sR_eR", f"{prefix}.expand.norm", maps)
         count = len(module.steps)
         for index, step in enumerate(module.steps):
+            assert isinstance(step, DecoderStep)
             name, path = f"{part}/vae_decoder_{count + 1 - index}", f"{prefix}.steps.{index}"
-            layer(name, step.layer, f"{path}.layer", None, map_axis=0)  # type: ignore[arg-type]
+            layer(name, step.layer, f"{path}.layer", None, map_axis=0)
             norm(name, f"{path}.norm")
         layer(f"{part}/vae_decoder_1", module.output, f"{prefix}.output", None, map_axis=0)
 

@@ -12,4 +12,6 @@ DATA = Path(os.environ.get("IIAE_DATA", ROOT.parent / "shared" / "data"))
 GOLDEN = Path(os.environ.get("IIAE_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real data not found at {DATA}; set IIAE_DATA to its folder")
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values not found at {GOLDEN}; set IIAE_GOLDEN to their folder")
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"golden values not found at {GOLDEN}; set IIAE_GOLDEN to their folder"
+)
