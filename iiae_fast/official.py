@@ -56,7 +56,8 @@ class Variable:
         """From the published layout."""
         if self.map_axis is not None:
             array = self._reorder(array, self.maps, (0, 3, 1, 2))
-        return array.transpose(self.axes)
+        transposed: Array = array.transpose(self.axes)
+        return transposed
 
     def to_official(self, array: Array) -> Array:
         """To the published layout."""
