@@ -1,6 +1,51 @@
-"""Deployment: ONNX graphs, ONNX Runtime sessions, parity checks."""
+"""Deployment: ONNX graphs of a model, sessions that run them without torch, and the proof that both compute the same."""
 
 from __future__ import annotations
 
 if __name__ != "iiae_fast.export":
     raise ImportError("import iiae_fast.export, not export: this folder installs as a subpackage of iiae_fast")
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iiae_fast.export.graphs import GRAPHS, Graph
+    from iiae_fast.export.onnx import to_onnx
+    from iiae_fast.export.parity import TOLERANCES, ParityError, ParityReport, verify
+    from iiae_fast.export.session import Session, TensorInfo, load
+
+_OBJECTS = {
+    "GRAPHS": "graphs",
+    "Graph": "graphs",
+    "ParityError": "parity",
+    "ParityReport": "parity",
+    "Session": "session",
+    "TOLERANCES": "parity",
+    "TensorInfo": "session",
+    "load": "session",
+    "to_onnx": "onnx",
+    "verify": "parity",
+}
+
+__all__ = [
+    "GRAPHS",
+    "TOLERANCES",
+    "Graph",
+    "ParityError",
+    "ParityReport",
+    "Session",
+    "TensorInfo",
+    "load",
+    "to_onnx",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OBJECTS:
+        raise AttributeError(f"module 'iiae_fast.export' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"iiae_fast.export.{_OBJECTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OBJECTS})

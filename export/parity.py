@@ -1,0 +1,248 @@
+"""Proof that a session computes what the model computes."""
+
+from __future__ import annotations
+
+__all__ = ["TOLERANCES", "ParityError", "ParityReport", "verify"]
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from iiae_fast.errors import InputError
+from iiae_fast.export.graphs import GRAPHS, Graph, Head, evaluate, head_named, output_shape, tensor_shape
+from iiae_fast.export.onnx import weights_sha256
+from iiae_fast.export.session import Session
+
+if TYPE_CHECKING:
+    from iiae_fast.export.session import Array
+    from iiae_fast.model import IIAE
+
+# Largest relative error (see ParityReport) by the precision of the graph.
+TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
+
+_BATCH = 256  # samples per run
+_BLOCK = 1024  # rows of the distance matrix at a time
+
+
+class ParityError(RuntimeError):
+    """A session's outputs differ from the model's by more than the tolerance; the message names the worst sample.
+
+    Attributes:
+        report: The figures, or None where the session's interface is already wrong.
+    """
+
+    def __init__(self, message: str, report: ParityReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How far a session is from its model, over all samples of its one output.
+
+    Errors are relative to the largest magnitude in the model's whole output: codes are compared across samples and pixels share
+    one range, so an error must be small against that; relative to elements or samples near zero (a collapsed code), every error
+    is large and none matters.
+
+    Attributes:
+        graph: Which graph.
+        output: Name of its output.
+        precision: Of the graph.
+        samples: How many were compared.
+        max_absolute_error: max |session − model|.
+        max_relative_error: max |session − model| / max |model|; 0 for two outputs that are zero throughout.
+        cosine: Smallest cosine similarity between a sample's two outputs; 1 where both are zero.
+        worst_sample: Index of the sample with the largest absolute error.
+        top1_agreement: Encoders with two samples and more: share of samples whose nearest other sample (squared L2, ties to the
+            lowest index) is the same among the session's codes as among the model's. Otherwise None.
+        top10_agreement: Likewise, the mean share of the ten nearest (of all others, where there are fewer) that are the same.
+        tolerance: Largest accepted ``max_relative_error``.
+    """
+
+    graph: str
+    output: str
+    precision: str
+    samples: int
+    max_absolute_error: float
+    max_relative_error: float
+    cosine: float
+    worst_sample: int
+    top1_agreement: float | None
+    top10_agreement: float | None
+    tolerance: float
+
+
+def verify(
+    session: Session,
+    model: IIAE,
+    samples: Mapping[str, Array] | Array,
+    tolerance: float | None = None,
+    min_top1_agreement: float | None = None,
+) -> ParityReport:
+    """Run both on the same samples, and compare names, shapes, dtypes and values.
+
+    Args:
+        session: Of any of the graphs.
+        model: The one it was exported from; in any mode, on any device, left as it is.
+        samples: As the session takes them, at least one. A dictionary may hold a pair (x, y) for any graph: a code that is
+            missing is the model's own for the x or y that is there.
+        tolerance: Largest relative error; None takes ``TOLERANCES`` of the session's precision.
+        min_top1_agreement: Smallest share of equal nearest neighbours, from 0 to 1; None accepts any.
+
+    Raises:
+        ParityError: The session has another interface than the model, its outputs are not finite, or they differ too much.
+        InputError: The samples do not fit the session.
+    """
+    graph = GRAPHS[session.metadata["graph"]]
+    head = head_named(session.metadata["head"], graph)
+    precision = session.metadata["precision"]
+    _check_interface(session, model, graph, head)
+    if tolerance is None:
+        tolerance = TOLERANCES[precision]
+    reference = copy.deepcopy(model).float().eval()
+    with torch.no_grad():
+        inputs = _complete(reference, graph, session, samples)
+        count = max(len(inputs[name]) for name in graph.inputs)
+        if count == 0:
+            raise InputError("samples are empty: at least one is needed")
+        ours, theirs = [], []
+        for start in range(0, count, _BATCH):
+            part = {name: inputs[name][start : start + _BATCH] for name in graph.inputs}
+            ours.append(session(part)[graph.output])
+            tensors = {name: _for_model(reference, values) for name, values in part.items()}
+            theirs.append(evaluate(reference, graph, tensors, head).cpu().numpy())
+    report = _compare(graph, precision, np.concatenate(ours), np.concatenate(theirs), tolerance)
+    _judge(report, session, model, min_top1_agreement)
+    return report
+
+
+def _check_interface(session: Session, model: IIAE, graph: Graph, head: Head) -> None:
+    found = [(info.name, info.dtype, info.shape) for info in (*session.inputs, *session.outputs)]
+    expected: list[tuple[str, str, tuple[int | None, ...]]] = []
+    for name in graph.inputs:
+        shape = tensor_shape(model, name)
+        images = session.metadata["input"] == "uint8" and name in graph.samples
+        expected.append((name, "uint8", (None, *shape[1:], shape[0])) if images else (name, "float32", (None, *shape)))
+    expected.append((graph.output, "float32", (None, *output_shape(model, graph, head))))
+    if found != expected:
+        raise ParityError(f"graph {graph.name}: its inputs and output are {found}, the model's are {expected}")
+
+
+def _complete(model: IIAE, graph: Graph, session: Session, samples: Mapping[str, Array] | Array) -> dict[str, NDArray[Any]]:
+    """All inputs of the graph as numpy arrays."""
+    if not isinstance(samples, Mapping):
+        if len(graph.inputs) != 1:
+            names = ", ".join(graph.inputs)
+            raise InputError(f"samples: graph {graph.name} takes {names}: give a dictionary of them, or of x and y")
+        samples = {graph.inputs[0]: samples}
+    arrays = {name: _to_numpy(name, values) for name, values in samples.items()}
+    for name in graph.inputs:
+        if name in arrays:
+            continue
+        sources = {"z_s": ("x", "y"), "z_x": ("x",), "z_y": ("y",)}.get(name, ())
+        source = next((domain for domain in sources if domain in arrays), None)
+        if source is None:
+            also = f", nor {' or '.join(sources)} to take it from" if sources else ""
+            raise InputError(f"samples have no {name}{also}: graph {graph.name} takes {', '.join(graph.inputs)}")
+        encode = model.encode_shared if name == "z_s" else model.encode_exclusive
+        parts = [arrays[source][i : i + _BATCH] for i in range(0, len(arrays[source]), _BATCH)]
+        arrays[name] = np.concatenate([encode(**{source: _for_model(model, part)}).cpu().numpy() for part in parts])
+    return arrays
+
+
+def _to_numpy(name: str, values: Array) -> NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
+    if not isinstance(values, torch.Tensor):
+        raise InputError(f"samples {name!r} of type {type(values).__name__}: accepted are numpy arrays and torch tensors")
+    return values.detach().cpu().numpy()
+
+
+def _for_model(model: IIAE, values: NDArray[Any]) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(next(model.parameters()).device)
+    return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
+
+
+def _compare(graph: Graph, precision: str, ours: NDArray[Any], theirs: NDArray[Any], tolerance: float) -> ParityReport:
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (ours, theirs))
+    with np.errstate(invalid="ignore"):
+        errors = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b), np.inf).max(axis=1)
+    worst = int(errors.argmax())
+    scale = float(np.abs(b).max())
+    finite = bool(np.isfinite(errors[worst]))
+    codes = graph.kind == "encoder" and len(a) > 1 and finite
+    top1, top10 = _agreement(a, b) if codes else (None, None)
+    return ParityReport(
+        graph=graph.name,
+        output=graph.output,
+        precision=precision,
+        samples=len(a),
+        max_absolute_error=float(errors[worst]),
+        max_relative_error=0.0 if errors[worst] == 0 else float(errors[worst] / scale) if scale > 0 else float("inf"),
+        cosine=float(_cosine(a, b).min()) if finite else float("nan"),
+        worst_sample=worst,
+        top1_agreement=top1,
+        top10_agreement=top10,
+        tolerance=tolerance,
+    )
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    products = np.einsum("ij,ij->i", a, b)
+    cosines: NDArray[Any] = np.where(both_zero, 1.0, np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0))
+    return cosines
+
+
+def _agreement(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
+    """Shares of equal nearest and ten nearest other samples."""
+    k = min(10, len(a) - 1)
+    first = nearest = 0
+    for start in range(0, len(a), _BLOCK):
+        ours, theirs = (_neighbours(codes, start, k) for codes in (a, b))
+        first += int((ours[:, 0] == theirs[:, 0]).sum())
+        nearest += sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
+    return first / len(a), nearest / (len(a) * k)
+
+
+def _neighbours(codes: NDArray[Any], start: int, k: int) -> NDArray[Any]:
+    """``(rows, k)`` indices of the nearest others of a block of rows, nearest first, ties to the lowest index."""
+    queries = codes[start : start + _BLOCK]
+    squared = np.einsum("ij,ij->i", codes, codes)
+    distances = squared - 2 * queries @ codes.T  # without the query's own norm, which changes no order
+    distances[np.arange(len(queries)), np.arange(start, start + len(queries))] = np.inf
+    order: NDArray[Any] = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return order
+
+
+def _judge(report: ParityReport, session: Session, model: IIAE, min_top1_agreement: float | None) -> None:
+    where = f"graph {report.graph} ({report.precision}), output {report.output}"
+    other = _other_weights(session, model)
+    if not np.isfinite(report.max_absolute_error):
+        raise ParityError(f"{where}: sample {report.worst_sample} is not finite{other}", report)
+    if report.max_relative_error > report.tolerance:
+        raise ParityError(
+            f"{where}: sample {report.worst_sample} differs by {report.max_absolute_error:.3g}, which is "
+            f"{report.max_relative_error:.3g} of the output's largest magnitude; accepted is {report.tolerance:g} "
+            f"(smallest cosine {report.cosine:.6f}){other}",
+            report,
+        )
+    agreement = report.top1_agreement
+    if min_top1_agreement is not None and agreement is not None and agreement < min_top1_agreement:
+        raise ParityError(
+            f"{where}: {agreement:.2%} of {report.samples} samples have the same nearest neighbour; accepted is "
+            f"{min_top1_agreement:.2%} and more (sample {report.worst_sample} differs most, by "
+            f"{report.max_absolute_error:.3g}){other}",
+            report,
+        )
+
+
+def _other_weights(session: Session, model: IIAE) -> str:
+    same = session.metadata["weights"] == weights_sha256(model)
+    return "" if same else "; it was exported from other weights than this model has"

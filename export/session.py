@@ -1,0 +1,294 @@
+"""Run an exported graph with ONNX Runtime: needs onnxruntime and numpy, not torch; takes torch tensors all the same."""
+
+from __future__ import annotations
+
+__all__ = ["Session", "TensorInfo", "load"]
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_fast.errors import CheckpointError, InputError, require
+from iiae_fast.export.providers import choose
+from iiae_fast.export.sealing import sealed
+
+if TYPE_CHECKING:
+    import torch
+
+    Array: TypeAlias = "NDArray[Any] | torch.Tensor"
+
+ArrayT = TypeVar("ArrayT", bound="Array")
+
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a session.
+
+    Attributes:
+        name: ``"x"``, ``"y"``, ``"z_s"``, ``"z_x"`` or ``"z_y"``.
+        dtype: ``"float32"`` or ``"uint8"``.
+        shape: ``(None, …)``: any batch, then what one sample is.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Session:
+    """One graph, ready to run; ``load`` makes it. It may be called from several threads at once.
+
+    Attributes:
+        inputs: What it takes, in order.
+        outputs: What it gives.
+        metadata: What ``to_onnx`` wrote into the file.
+        max_batch: Largest batch of one run, or None; calls split larger ones.
+        device: ``"cpu"`` or ``"cuda:0"`` and so on.
+        providers: ONNX Runtime's execution providers, in order of preference.
+        reason: Why these, in words.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    max_batch: int | None
+    device: str
+    providers: tuple[str, ...]
+    reason: str
+
+    def __init__(self, runtime: Any, device: str, reason: str) -> None:
+        self._runtime = runtime
+        self.device = device
+        self.reason = reason
+        self.providers = tuple(runtime.get_providers())
+        self.metadata = dict(runtime.get_modelmeta().custom_metadata_map)
+        self.inputs = tuple(_describe(value) for value in runtime.get_inputs())
+        self.outputs = tuple(_describe(value) for value in runtime.get_outputs())
+        self.max_batch = int(self.metadata["max_batch"]) if self.metadata["max_batch"] else None
+
+    def __repr__(self) -> str:
+        facts = " ".join(self.metadata[key] for key in ("family", "graph", "precision"))
+        return f"<Session {facts}: {', '.join(i.name for i in self.inputs)} -> {self.outputs[0].name} on {self.device}>"
+
+    def __call__(self, inputs: Mapping[str, Array] | Array) -> Any:
+        """Run the graph on a batch of any size.
+
+        Args:
+            inputs: Every input by name; or the array itself, for a graph with one input. numpy arrays or torch tensors of the
+                dtypes and shapes that ``Session.inputs`` describes.
+
+        Returns:
+            A dictionary of outputs by name for a dictionary of inputs, an array for an array: numpy for numpy; for torch,
+            tensors on the first input's device. An empty batch gives an empty output.
+
+        Raises:
+            InputError: An input is missing, unknown, of another dtype or shape, or batches differ.
+        """
+        named = inputs if isinstance(inputs, Mapping) else self._only_input(inputs)
+        batch = self._check("input", self.inputs, named)
+        arrays = {info.name: _contiguous(named[info.name], self.device) for info in self.inputs}
+        like = named[self.inputs[0].name]
+        outputs = {info.name: _empty(like, (batch, *info.shape[1:]), info.dtype, self.device) for info in self.outputs}
+        self._run(arrays, outputs, batch)
+        results = {name: _to_device_of(like, output) for name, output in outputs.items()}
+        return results if isinstance(inputs, Mapping) else results[self.outputs[0].name]
+
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Run the graph from your buffers into your buffers, without a copy.
+
+        Args:
+            inputs: Every input by name, C-contiguous, on the CPU or on the session's device.
+            outputs: Every output by name, likewise; written over.
+
+        Raises:
+            InputError: As for a call; or a buffer is not contiguous, is read-only, or lies on another device.
+        """
+        batch = self._check("input", self.inputs, inputs)
+        if self._check("output", self.outputs, outputs) != batch:
+            raise InputError(f"outputs hold {len(next(iter(outputs.values())))} rows, the inputs {batch}")
+        for kind, arrays in (("input", inputs), ("output", outputs)):
+            for name, array in arrays.items():
+                self._check_buffer(kind, name, array)
+        self._run(inputs, outputs, batch)
+
+    def warm_up(self, *batches: int) -> None:
+        """Run zeros of these batch sizes (default: 1), so that the first request does not pay for allocation and tuning."""
+        for batch in batches or (1,):
+            if batch < 1 or (self.max_batch is not None and batch > self.max_batch):
+                raise InputError(f"warm_up({batch}): accepted are batches from 1 to {self.max_batch or 'any size'}")
+            self({info.name: np.zeros((batch, *_sample(info)), info.dtype) for info in self.inputs})
+
+    def _only_input(self, array: Array) -> dict[str, Array]:
+        if len(self.inputs) != 1:
+            graph, names = self.metadata["graph"], ", ".join(info.name for info in self.inputs)
+            raise InputError(f"graph {graph} takes {names}: give a dictionary of them, not one {type(array).__name__}")
+        return {self.inputs[0].name: array}
+
+    def _check(self, kind: str, infos: tuple[TensorInfo, ...], arrays: Mapping[str, Array]) -> int:
+        """The batch size of valid arrays."""
+        names = ", ".join(info.name for info in infos)
+        for name in arrays:
+            if name not in {info.name for info in infos}:
+                raise InputError(f"{kind} {name!r}: graph {self.metadata['graph']} has no such {kind}; accepted are {names}")
+        batches: dict[str, int] = {}
+        for info in infos:
+            if info.name not in arrays:
+                raise InputError(f"{kind} {info.name!r} is missing: graph {self.metadata['graph']} has {names}")
+            array = arrays[info.name]
+            accepted = f"{info.dtype} of shape ({', '.join(['B', *map(str, info.shape[1:])])})"
+            if not isinstance(array, np.ndarray) and not _is_tensor(array):
+                given = type(array).__name__
+                raise InputError(f"{kind} {info.name!r} of type {given}: accepted is an array or tensor, {accepted}")
+            dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
+            if dtype != info.dtype or shape[1:] != info.shape[1:] or not shape:
+                raise InputError(f"{kind} {info.name!r} is {dtype} of shape {shape}: accepted is {accepted}")
+            batches[info.name] = shape[0]
+        if len(set(batches.values())) > 1:
+            raise InputError(f"{kind}s differ in their number of rows: {', '.join(f'{n} has {b}' for n, b in batches.items())}")
+        return next(iter(batches.values()))
+
+    def _check_buffer(self, kind: str, name: str, array: Array) -> None:
+        if isinstance(array, np.ndarray):
+            contiguous, device, writable = array.flags.c_contiguous, "cpu", array.flags.writeable
+        else:
+            contiguous, device, writable = array.is_contiguous(), _device_name(array), not array.requires_grad
+        if not contiguous:
+            raise InputError(
+                f"{kind} {name!r} is not contiguous: run_into needs C-contiguous buffers; call the session instead"
+            )
+        if device not in ("cpu", self.device):
+            raise InputError(f"{kind} {name!r} lies on {device}: accepted are the CPU and the session's device, {self.device}")
+        if kind == "output" and not writable:
+            raise InputError(f"output {name!r} cannot be written to: it is read-only or requires a gradient")
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], batch: int) -> None:
+        """Checked, contiguous buffers, in parts of at most ``max_batch``."""
+        step = self.max_batch or max(batch, 1)
+        for start in range(0, batch, step):
+            binding = self._runtime.io_binding()
+            for arrays, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+                for name, array in arrays.items():
+                    _bind(bind, name, array[start : start + step])
+            _wait_for_producers(inputs)
+            self._runtime.run_with_iobinding(binding)
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    max_batch: int | None = None,
+) -> Session:
+    """Open an exported graph.
+
+    Args:
+        path: What ``to_onnx`` wrote.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, ``"tensorrt"`` (ONNX Runtime's TensorRT provider), or ``"auto"``: CUDA
+            where this onnxruntime has it and it starts, else the CPU. ``Session.reason`` says what was chosen and why.
+        threads: CPU threads for one run; None leaves it to ONNX Runtime (one per physical core).
+        max_batch: Split batches at this size, where the file sets no lower limit of its own: it bounds memory.
+
+    Raises:
+        CheckpointError: The file is missing, not ONNX, truncated, altered, or not written by ``to_onnx``.
+        InputError: An argument is not accepted, or the device is not there.
+        MissingExtraError: ``onnxruntime`` is not installed; or ``onnx`` is not and a bf16 graph is to run on the CPU.
+    """
+    for name, value in (("threads", threads), ("max_batch", max_batch)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"{name}={value!r}: accepted is a whole number of at least 1, or None")
+    onnxruntime = require("onnxruntime", "onnx")
+    path = Path(path)
+    data = _read(path)
+    intact = sealed(data)
+    if intact is False:
+        raise CheckpointError(f"{path}: altered since it was exported (checksum differs)")
+    if intact is None:
+        raise CheckpointError(f"{path}: {_what_is_it(onnxruntime, data)}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings about its own optimizations are no news to a user
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    runtime, chosen, reason = choose(onnxruntime, data, options, device)
+    session = Session(runtime, chosen, reason)
+    if max_batch is not None:
+        session.max_batch = min(max_batch, session.max_batch or max_batch)
+    return session
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: is a directory, expected an ONNX file") from None
+
+
+def _what_is_it(onnxruntime: Any, data: bytes) -> str:
+    """A file without our checksum, in words."""
+    try:
+        onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception:  # its exception classes have no common base
+        return "truncated, or not an ONNX file"
+    return "an ONNX model, but not as iiae_fast.export.to_onnx wrote it (no checksum at its end)"
+
+
+def _describe(value: Any) -> TensorInfo:
+    shape = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    return TensorInfo(value.name, _DTYPES[value.type], shape)
+
+
+def _sample(info: TensorInfo) -> tuple[int, ...]:
+    return tuple(dim for dim in info.shape if dim is not None)
+
+
+def _is_tensor(array: object) -> bool:
+    torch = sys.modules.get("torch")  # a tensor exists only where torch was imported, and not by us
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _device_name(tensor: torch.Tensor) -> str:
+    return tensor.device.type if tensor.device.index is None else f"{tensor.device.type}:{tensor.device.index}"
+
+
+def _contiguous(array: Array, device: str) -> Array:
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array)
+    tensor = array.detach()
+    return (tensor if _device_name(tensor) in ("cpu", device) else tensor.cpu()).contiguous()
+
+
+def _empty(like: Array, shape: tuple[int | None, ...], dtype: str, device: str) -> Array:
+    """An output beside the input it comes from: on its device where the session can write there."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)  # type: ignore[arg-type]
+    torch_module = sys.modules["torch"]
+    where = like.device if _device_name(like) in ("cpu", device) else "cpu"
+    tensor: torch.Tensor = torch_module.empty(shape, dtype=getattr(torch_module, dtype), device=where)
+    return tensor
+
+
+def _to_device_of(like: Array, output: Array) -> Array:
+    return output if isinstance(output, np.ndarray) or isinstance(like, np.ndarray) else output.to(like.device)
+
+
+def _bind(bind: Any, name: str, array: Array) -> None:
+    if isinstance(array, np.ndarray):
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    else:
+        dtype = np.dtype(str(array.dtype).removeprefix("torch."))
+        bind(name, array.device.type, array.device.index or 0, dtype, tuple(array.shape), array.data_ptr())
+
+
+def _wait_for_producers(inputs: Mapping[str, Array]) -> None:
+    """ONNX Runtime reads on a CUDA stream of its own, so what torch has queued on its stream must be done."""
+    for array in inputs.values():
+        if not isinstance(array, np.ndarray) and array.is_cuda:
+            sys.modules["torch"].cuda.current_stream(array.device).synchronize()
