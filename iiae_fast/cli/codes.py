@@ -1,0 +1,175 @@
+"""``iiae embed`` and ``iiae search``: samples to codes, codes to neighbours. ONNX files and searches need no torch."""
+
+from __future__ import annotations
+
+__all__ = ["Embed", "Search"]
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from iiae_fast.cli.deploy import run_encoder
+from iiae_fast.cli.output import print_json, save_npy, spans, table
+from iiae_fast.cli.sources import Source, open_source, read_array, split_source
+from iiae_fast.config import ModelConfig, Preset, from_dict
+from iiae_fast.errors import InputError
+
+Code = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint"]
+Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussian_kl", "gaussian_w2"]
+Encoder = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write the codes of samples as a float32 array (N, D).
+
+    Attributes:
+        model: A run directory, or an encoder exported to ONNX (which runs without torch).
+        source: train, valid or test (a split of the data the model was trained on); or an image, a folder of images, a .npy
+            array, a .npz file with arrays x and y: images uint8 (N, C, H, W), features float32 (N, F).
+        code: Which code; joint is q(z_s|x, y). For a run by default shared_x; an ONNX file has its own.
+        out: File to write.
+        batch_size: Samples per run of the encoder.
+        device: auto, cpu, cuda, cuda:1, …
+        threads: CPU threads; by default all cores.
+        json: Print what was written as JSON.
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|ONNX")]]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SPLIT|PATH")]] = "test"
+    code: Code | None = None
+    out: Path = Path("codes.npy")
+    batch_size: int = 256
+    device: str = "auto"
+    threads: int | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Encode and write."""
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: accepted is a whole number of at least 1")
+        if self.out.suffix != ".npy":
+            raise InputError(f"--out {self.out}: codes are written as a .npy file")
+        code, encode, source = self._from_onnx() if self.model.suffix == ".onnx" else self._from_run()
+        parts = [encode(source.fetch(span)) for span in spans(len(source), self.batch_size, "encoding")]
+        codes = np.concatenate(parts)
+        save_npy(self.out, codes)
+        if self.json:
+            print_json({"code": code, "rows": len(codes), "dim": codes.shape[1], "out": str(self.out)})
+        else:
+            print(f"{len(codes):,} codes {code} of {codes.shape[1]} values: {self.out}")
+        return 0
+
+    def _from_run(self) -> tuple[str, Encoder, Source]:
+        import torch
+
+        from iiae_fast.cli.runs import open_model, open_preset
+
+        code = self.code or "shared_x"
+        kind, _, domain = code.partition("_")
+        domains = (domain,) if domain else ("x", "y")
+        model = open_model(self.model, self.device, self.threads)
+        device = next(model.parameters()).device
+        method = model.encode_exclusive if kind == "exclusive" else model.encode_shared
+
+        def encode(inputs: dict[str, np.ndarray]) -> np.ndarray:
+            with torch.inference_mode():
+                tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in domains}
+                codes: np.ndarray = method(**tensors).float().cpu().numpy()
+            return codes
+
+        return code, encode, self._source(domains, model.config, lambda: open_preset(self.model))
+
+    def _from_onnx(self) -> tuple[str, Encoder, Source]:
+        from iiae_fast import export
+
+        session = export.load(self.model, device=self.device, threads=self.threads)
+        graph = export.GRAPHS[session.metadata["graph"]]
+        if graph.kind != "encoder":
+            raise InputError(f"{self.model}: graph {graph.name} is no encoder")
+        if self.code not in (None, graph.name):
+            raise InputError(f"--code {self.code}: {self.model} holds graph {graph.name}")
+
+        def preset() -> Preset:
+            if "preset" not in session.metadata:
+                raise InputError(f"{self.model}: says nothing of its data; give files instead of a split")
+            return Preset.from_dict(json.loads(session.metadata["preset"]))
+
+        config = from_dict(ModelConfig, json.loads(session.metadata["config"]))
+        return graph.name, lambda inputs: run_encoder(session, inputs), self._source(graph.inputs, config, preset)
+
+    def _source(self, domains: tuple[str, ...], config: ModelConfig, preset: Callable[[], Preset]) -> Source:
+        if self.source in ("train", "valid", "test"):
+            from iiae_fast import data
+
+            return split_source(getattr(data.load(preset().data), self.source), self.source)
+        return open_source([Path(self.source)], domains, config)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the k nearest rows of a database for every query, exactly.
+
+    Attributes:
+        database: .npy file (N, D); it is streamed from disk, so it may be larger than memory.
+        queries: .npy file (Q, D).
+        k: How many neighbours.
+        metric: Distance; the gaussian ones compare packed posteriors [mean | logvar].
+        exclude_self: The queries are the database, and query i must not find row i.
+        out: .npz file to write: distances float32 (Q, k) and indices int64 (Q, k).
+        threads: CPU threads; by default all cores.
+        json: Print distances and indices as JSON.
+    """
+
+    database: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATABASE.npy")]]
+    queries: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="QUERIES.npy")]]
+    k: int = 10
+    metric: Metric = "sqeuclidean"
+    exclude_self: bool = False
+    out: Path | None = None
+    threads: int | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Search, write, print."""
+        from iiae_fast import retrieval
+        from iiae_fast.storage import write_atomic
+
+        if self.out is not None and self.out.suffix != ".npz":
+            raise InputError(f"--out {self.out}: hits are written as a .npz file")
+        hits = retrieval.search(
+            read_array(self.queries),
+            str(self.database),
+            self.k,
+            metric=self.metric,
+            exclude="self" if self.exclude_self else None,
+            threads=self.threads,
+        )
+        if self.out is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, distances=hits.distances, indices=hits.indices)
+            write_atomic(self.out, buffer.getvalue())
+        if self.json:
+            print_json({"distances": hits.distances.tolist(), "indices": hits.indices.tolist()})
+            return 0
+        shown, columns = min(10, len(hits.indices)), min(5, self.k)
+        rows = [
+            [
+                str(query),
+                *(f"{index}  {distance:.6g}" for index, distance in zip(hits.indices[query, :columns], hits.distances[query])),
+            ]
+            for query in range(shown)
+        ]
+        title = (
+            f"{self.metric}, first {columns} of {self.k} neighbours of {shown} of {len(hits.indices):,} queries: row, distance"
+        )
+        table(title, (">query", *(f">{rank + 1}" for rank in range(columns))), rows)
+        if self.out is not None:
+            print(f"all of them: {self.out}")
+        return 0

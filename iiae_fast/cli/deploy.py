@@ -1,0 +1,253 @@
+"""``iiae export`` and ``iiae import-official``: out to ONNX, in from the authors' TensorFlow checkpoints."""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT_GRAPHS", "Export", "ImportOfficial", "export_graphs", "read_parity", "run_encoder", "show"]
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from iiae_fast import presets
+from iiae_fast.cli.evaluate import default_metric
+from iiae_fast.cli.output import percent, print_json, table
+from iiae_fast.config import Preset
+from iiae_fast.errors import InputError
+from iiae_fast.storage import load_json
+
+if TYPE_CHECKING:
+    from iiae_fast.data import PairedDataset
+    from iiae_fast.export import Session
+    from iiae_fast.model import IIAE
+
+GraphName = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint", "decode_x", "decode_y", "x_to_y", "y_to_x"]
+DEFAULT_GRAPHS: tuple[GraphName, ...] = ("shared_x", "shared_y", "exclusive_x", "exclusive_y", "x_to_y", "y_to_x")
+ONNX_DIRECTORY = "onnx"
+PARITY_FILE = "parity.json"
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write graphs of a model as ONNX files, run each with ONNX Runtime and compare it with the model.
+
+    Attributes:
+        run_dir: A run directory.
+        graphs: Which ones.
+        out: Directory to write GRAPH.onnx and parity.json to; by default RUN/onnx.
+        precision: Of weights and activations.
+        input: float32: images (B, C, H, W) in [−1, 1]; uint8: images (B, H, W, C) as files hold them.
+        max_batch: Largest batch of one run.
+        samples: Test pairs to compare on.
+        json: Print the comparison as JSON.
+    """
+
+    run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS
+    out: Path | None = None
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    input: Literal["float32", "uint8"] = "float32"
+    max_batch: int | None = None
+    samples: int = 256
+    json: bool = False
+
+    def run(self) -> int:
+        """Export, verify, print."""
+        from iiae_fast import data
+        from iiae_fast.cli.runs import open_model, open_preset, record_command
+
+        if self.samples < 1:
+            raise InputError(f"--samples {self.samples}: accepted is a whole number of at least 1")
+        model, preset = open_model(self.run_dir, "cpu"), open_preset(self.run_dir)
+        out = self.out or self.run_dir / ONNX_DIRECTORY
+        test = data.load(preset.data).test
+        found = export_graphs(
+            model, preset, test, out, self.graphs, self.precision, self.input, max_batch=self.max_batch, samples=self.samples
+        )
+        if self.out is None:
+            record_command(self.run_dir)
+        if self.json:
+            print_json({"out": str(out), **found})
+        else:
+            show(found)
+            print(f"written to {out}")
+        return 0
+
+
+def export_graphs(
+    model: IIAE,
+    preset: Preset,
+    test: PairedDataset,
+    out: Path,
+    graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS,
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    input: Literal["float32", "uint8"] = "float32",
+    *,
+    max_batch: int | None = None,
+    samples: int = 256,
+) -> dict[str, Any]:
+    """Write ``GRAPH.onnx`` for each graph, verify it on test pairs, and repeat the retrieval with ONNX Runtime.
+
+    Args:
+        model: On the CPU.
+        preset: Goes into the files, so that they know their data.
+        test: Pairs to verify and retrieve with.
+        out: Directory of the files, and of ``parity.json`` with what is returned.
+        graphs: Which ones.
+        precision, input, max_batch: As for ``export.to_onnx``.
+        samples: Test pairs for verification; retrieval takes them all.
+
+    Returns:
+        ``"graphs"``: a ``ParityReport`` each, as a dictionary. With both shared encoders among them also ``"retrieval"``:
+        ``queries`` of both directions, ``top1_agreement`` (the share of them with the same nearest row as by the model's
+        codes), and R@1 ``x_to_y`` and ``y_to_x``.
+
+    Raises:
+        ParityError: A graph computes something else than the model.
+        InputError: Anything that ``to_onnx`` refuses, or a graph named twice.
+    """
+    from iiae_fast import export
+    from iiae_fast.storage import save_json
+
+    if len(set(graphs)) < len(graphs) or not graphs:
+        raise InputError(f"--graphs {' '.join(graphs)}: name each at most once, and at least one")
+    if not len(test):
+        raise InputError("the test split is empty: there is nothing to compare on")
+    batch = test.batch(np.arange(min(samples, len(test))))
+    prepared = {name: as_graph_input(values, input) for name, values in (("x", batch.x), ("y", batch.y))}
+    reports, sessions = [], {}
+    for graph in graphs:
+        path = export.to_onnx(
+            model,
+            graph,
+            out / f"{graph}.onnx",
+            precision=precision,
+            input=input,
+            max_batch=max_batch,
+            metadata={"preset": json.dumps(preset.to_dict())},
+        )
+        sessions[graph] = export.load(path, device="cpu")
+        reports.append(dataclasses.asdict(export.verify(sessions[graph], model, prepared)))
+    found: dict[str, Any] = {"graphs": reports}
+    if "shared_x" in sessions and "shared_y" in sessions:
+        found["retrieval"] = _repeat_retrieval(model, test, sessions["shared_x"], sessions["shared_y"])
+    save_json(out / PARITY_FILE, found)
+    return found
+
+
+def _repeat_retrieval(model: IIAE, test: PairedDataset, session_x: Session, session_y: Session) -> dict[str, Any]:
+    from iiae_fast import retrieval, training
+
+    codes, metric = training.encode(model, test), default_metric(model.config)
+    parts = []
+    for start in range(0, len(test), _BATCH):
+        batch = test.batch(np.arange(start, min(start + _BATCH, len(test))))
+        parts.append([run_encoder(session, {"x": batch.x, "y": batch.y}) for session in (session_x, session_y)])
+    x, y = (np.concatenate(column) for column in zip(*parts))
+    result: dict[str, Any] = {"queries": 2 * len(test), "top1_agreement": 0.0}
+    sides = {"x_to_y": (x, y, codes.shared_x, codes.shared_y), "y_to_x": (y, x, codes.shared_y, codes.shared_x)}
+    for direction, (queries, database, model_queries, model_database) in sides.items():
+        nearest = retrieval.search(queries, database, 1, metric=metric).indices[:, 0]
+        expected = retrieval.search(model_queries, model_database, 1, metric=metric).indices[:, 0]
+        result["top1_agreement"] += float((nearest == expected).mean()) / 2
+        result[direction] = float((nearest == np.arange(len(test))).mean())
+    return result
+
+
+def as_graph_input(values: np.ndarray, input: str) -> np.ndarray:
+    """Samples of a data set, uint8 images ``(B, C, H, W)`` or features, as a graph exported with that ``input`` takes them."""
+    if values.dtype != np.uint8:
+        return values
+    if input == "uint8":
+        return np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+    scaled: np.ndarray = values.astype(np.float32) / np.float32(127.5) - 1
+    return scaled
+
+
+def run_encoder(session: Session, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Codes ``(B, D)`` float32 of samples of a data set; those of a domain that the graph does not take are left aside."""
+    named = {info.name: as_graph_input(inputs[info.name], session.metadata["input"]) for info in session.inputs}
+    codes: np.ndarray = session(named)[session.outputs[0].name]
+    return codes
+
+
+def read_parity(directory: Path) -> dict[str, Any] | None:
+    """What ``export_graphs`` kept in a directory; None when nothing was exported there.
+
+    Raises:
+        CheckpointError: The file is altered.
+    """
+    path = directory / PARITY_FILE
+    return load_json(path) if path.exists() else None
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what ``export_graphs`` found."""
+    reports = found["graphs"]
+    rows = [
+        (
+            report["graph"],
+            report["precision"],
+            f"{report['max_relative_error']:.1e}",
+            f"{report['tolerance']:g}",
+            f"{report['cosine']:.7f}",
+            "–" if report["top1_agreement"] is None else percent(report["top1_agreement"]),
+        )
+        for report in reports
+    ]
+    columns = ("graph", "precision", ">relative error", ">accepted", ">smallest cosine", ">same nearest neighbour")
+    table(f"ONNX Runtime against the model, {reports[0]['samples']} test pairs", columns, rows)
+    if "retrieval" in found:
+        repeated = found["retrieval"]
+        agreement, recalls = percent(repeated["top1_agreement"]), [percent(repeated[way]) for way in ("x_to_y", "y_to_x")]
+        print(f"retrieval by ONNX Runtime: same nearest row for {agreement} of {repeated['queries']:,} queries, R@1", *recalls)
+
+
+@dataclass(frozen=True)
+class ImportOfficial:
+    """Turn a TensorFlow checkpoint of the published code into a run directory. Needs TensorFlow.
+
+    Attributes:
+        checkpoint: The checkpoint's prefix, its .index file, or its directory.
+        out: Run directory to write.
+        preset: Which experiment it is, so that evaluate and the rest know its data.
+        data_root: Folder or file of that data, where it is not the preset's own.
+        json: Print what was read as JSON.
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    out: Path
+    preset: str | None = None
+    data_root: str | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Read, convert, save."""
+        from iiae_fast import official
+        from iiae_fast.model import IIAE
+
+        preset = None if self.preset is None else presets.get(self.preset)
+        variables = official.read_checkpoint(self.checkpoint)
+        config = official.config_of(variables)
+        if preset is not None and preset.model.family != config.family:
+            given, read = preset.model.family, config.family
+            raise InputError(f"--preset {self.preset} is of the {given} family, the checkpoint of the {read} family")
+        model = official.load_variables(IIAE(config), variables)
+        extra: dict[str, Any] = {"source": self.checkpoint.name}
+        if preset is not None:
+            data = dataclasses.replace(preset.data, root=self.data_root or preset.data.root)
+            extra["preset"] = dataclasses.replace(preset, model=config, data=data).to_dict()
+        model.save(self.out, **extra)
+        facts: dict[str, Any] = {"out": str(self.out), "model": dataclasses.asdict(config)}
+        facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        if self.json:
+            print_json(facts)
+        else:
+            print(f"{config.family} model of {facts['parameters']:,} parameters: {self.out}")
+        return 0

@@ -1,0 +1,118 @@
+"""``iiae train``."""
+
+from __future__ import annotations
+
+__all__ = ["Train"]
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from iiae_fast import presets
+from iiae_fast.cli.output import print_json
+from iiae_fast.cli.runs import record_command
+from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
+from iiae_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a preset.
+
+    Attributes:
+        model: The networks.
+        objective: The loss.
+        optim: Adam and the schedule.
+        data: Where pairs come from.
+        name: The preset's.
+        image_size: Side of the images: sets --model.image-size and --data.image-size together.
+        data_root: Folder or file of the data: the same as --data.root.
+        run_dir: Where checkpoints, the log and the best model go; by default runs/PRESET.
+        resume: Go on from the last checkpoint of the run directory.
+        device: auto, cpu, cuda, cuda:1, …
+        threads: CPU threads; by default all cores.
+        checkpoint_seconds: Time between two checkpoints.
+        log_every: Steps between two lines of the log.
+        backend: Kernels of the latents and losses.
+        quiet: No progress bar.
+        json: Print the outcome as JSON.
+    """
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    data: DataConfig
+    name: tyro.conf.Suppress[str]
+    image_size: int | None = None
+    data_root: str | None = None
+    run_dir: Path | None = None
+    resume: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    log_every: int = 20
+    backend: Literal["auto", "reference", "triton"] = "auto"
+    quiet: bool = False
+    json: bool = False
+
+    @classmethod
+    def of(cls, name: str) -> Train:
+        """The command with a preset's own settings."""
+        preset = presets.get(name)
+        return cls(preset.model, preset.objective, preset.optim, preset.data, name)
+
+    def preset(self) -> Preset:
+        """The settings that were asked for.
+
+        Raises:
+            ConfigError: Two options contradict each other.
+        """
+        original = presets.get(self.name)
+        model, data = self.model, self.data
+        if self.image_size is not None:
+            for option, given, own in (
+                ("--model.image-size", model.image_size, original.model.image_size),
+                ("--data.image-size", data.image_size, original.data.image_size),
+            ):
+                if given not in (own, self.image_size):
+                    raise ConfigError(f"--image-size {self.image_size} and {option} {given} contradict each other")
+            model = dataclasses.replace(model, image_size=self.image_size)
+            data = dataclasses.replace(data, image_size=self.image_size)
+        if model.family != "feature" and model.image_size != data.image_size:
+            sizes = f"the model takes images of {model.image_size} pixels, the data have {data.image_size}"
+            raise ConfigError(f"{sizes}: set both with --image-size")
+        if self.data_root is not None:
+            if data.root not in (original.data.root, self.data_root):
+                raise ConfigError(f"--data-root {self.data_root} and --data.root {data.root} contradict each other")
+            data = dataclasses.replace(data, root=self.data_root)
+        return Preset(self.name, model, self.objective, self.optim, data)
+
+    def run(self) -> int:
+        """Train; 130 when it was interrupted (after saving)."""
+        from iiae_fast import training
+
+        preset = self.preset()
+        run_dir = self.run_dir or Path("runs", self.name)
+        result = training.train(
+            preset,
+            run_dir,
+            resume=self.resume,
+            device=self.device,
+            threads=self.threads,
+            checkpoint_seconds=self.checkpoint_seconds,
+            log_every=self.log_every,
+            progress=not self.quiet,
+            backend=self.backend,
+        )
+        record_command(run_dir)
+        if self.json:
+            print_json({**dataclasses.asdict(result), "run_dir": str(run_dir)})
+        elif result.interrupted:
+            print(f"interrupted after step {result.step:,}; go on with: iiae train {self.name} --run-dir {run_dir} --resume")
+        else:
+            rate = f"{result.seconds:.0f} s, {result.pairs_per_second:,.0f} pairs/s"
+            print(f"{result.step:,} steps, {result.epoch} epochs ({rate}); next: iiae evaluate {run_dir}")
+        return 130 if result.interrupted else 0
