@@ -89,10 +89,11 @@ def get(name: str, image_size: int | None = None) -> Preset:
 
 
 def _for_small_machines(preset: Preset) -> Preset:
-    """Narrow networks without dropout, larger batches and steps on a cosine schedule; the objective stays as published."""
+    """Narrow networks without dropout, batches of 64 in larger steps on a cosine schedule; the objective stays as published."""
     return replace(
         preset,
         model=replace(preset.model, n_shared=8, n_exclusive=4, n_decoder=8, dropout=0.0),
-        optim=replace(preset.optim, lr=2e-3, batch_size=64, lr_decay="cosine"),
+        # 10/3 of the epochs, since an epoch of such batches is an eighth of the steps: 20 for MNIST-CD/CB.
+        optim=replace(preset.optim, lr=2e-3, batch_size=64, epochs=preset.optim.epochs * 10 // 3, lr_decay="cosine"),
         data=replace(preset.data, recolour=True),
     )
