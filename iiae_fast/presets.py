@@ -16,7 +16,7 @@ _PUBLISHED = {
         ModelConfig("spatial"),
         ObjectiveConfig(reconstruction_weight=1000.0, elbo_weight=0.2, kl_annealing_steps=25000.0),
         OptimConfig(batch_size=8, epochs=6),
-        DataConfig("mnist-cdcb", image_size=256, recolour=False),
+        DataConfig("mnist-cdcb", image_size=256, recolour=False, valid_fraction=1 / 30),
     ),
     "facades": Preset(
         "facades",
