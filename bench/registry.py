@@ -1,0 +1,129 @@
+"""What is measured: suites of benchmarks, their cases, and who competes in each.
+
+A benchmark is a module of this package with one function::
+
+    def cases(settings: Settings) -> Iterator[Case]: ...
+
+and its name in ``SUITES``. A case holds inputs of one size; its contestants are ours and what a user would otherwise pick. The
+runner makes each contestant, checks what it computes, refuses to time what is wrong, and times the rest side by side.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SUITES", "Case", "Contestant", "Settings", "Unavailable", "Work", "cases_of", "importable"]
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "kernels": ("iiae_latents", "reparameterize", "reconstruction", "philox", "total_correlation", "hsic"),
+    "retrieval": ("retrieval",),
+    "training": ("training",),
+    "inference": ("inference",),
+}
+"""Suite: the modules of its benchmarks, in order."""
+
+
+class Unavailable(Exception):
+    """A contestant cannot run here; the message is the reason that the report states."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        quick: Fewer and smaller cases.
+        threads: Of every contestant on the CPU.
+        seed: Of all inputs.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call has to do at least, counted, not measured.
+
+    Attributes:
+        bytes: Every input read once and every output written once. None: not counted.
+        flops: Additions, multiplications, and each exp, log, tanh, … as one. None: not counted.
+        items: Things done, for a rate.
+        unit: What they are, in the plural: ``"pairs"``, ``"queries"``.
+        matmul: Dtype of the matrix units that could do it (a name in ``limits``), or ``""`` for elementwise work.
+    """
+
+    bytes: int | None = None
+    flops: int | None = None
+    items: float | None = None
+    unit: str = ""
+    matmul: str = ""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One implementation.
+
+    Attributes:
+        name: ``"triton"``, ``"eager"``, ``"torch.compile"``, ``"faiss"``, …
+        make: Prepares everything and returns the call to time, whose result the case's check sees. Raises ``Unavailable``.
+        ours: Whether it is this package's.
+        check: Its own check in place of the case's, where a rival promises less.
+        capturable: Whether the call can be captured in a CUDA graph.
+    """
+
+    name: str
+    make: Callable[[], Callable[[], Any]]
+    ours: bool = False
+    check: Callable[[Any], str] | None = None
+    capturable: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of one benchmark.
+
+    Attributes:
+        name: Says operation, direction, dtype and size; unique within the benchmark.
+        contestants: The first that is ours is the one that rivals are compared with.
+        check: ``""`` when a result is right, else what is wrong with it. Its expectation comes from other code than ours.
+        work: Counted.
+        parameters: Sizes and dtypes, for the results file.
+        cold: Whether to time with cold caches too.
+        replay: Whether to time replays of a CUDA graph too, on a CUDA device.
+    """
+
+    name: str
+    contestants: Sequence[Contestant]
+    check: Callable[[Any], str]
+    work: Work = Work()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    cold: bool = True
+    replay: bool = True
+
+
+def cases_of(benchmark: str, settings: Settings) -> Iterator[Case]:
+    """The cases of one benchmark, one at a time, so that the inputs of one are gone before the next."""
+    module = importlib.import_module(f"iiae_fast.bench.{benchmark}")
+    cases: Iterator[Case] = module.cases(settings)
+    return cases
+
+
+def importable(module: str, install: str) -> ModuleType:
+    """A rival's module.
+
+    Raises:
+        Unavailable: It is not installed; the reason names the command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Unavailable(f"{module} cannot be imported ({error}); pip install {install}") from None
