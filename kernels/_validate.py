@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -59,11 +58,11 @@ def require_choice(name: str, value: object, accepted: Sequence[object]) -> None
 
 
 def require_finite(name: str, value: object) -> None:
-    """``value`` is a finite real number."""
+    """``value`` is a real number that fp32 can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value!r}; accepted is a finite number")
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name}={value!r}; accepted is a finite number of at most 3.4e38")
 
 
 def require_whole(name: str, value: object, minimum: int) -> None:
@@ -72,6 +71,13 @@ def require_whole(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name}={value}; accepted is a whole number of at least {minimum}")
+
+
+def require_stream(stream: object) -> None:
+    """``stream`` is one of a seed's 2³² streams."""
+    require_whole("stream", stream, 0)
+    if stream >= 2**32:  # type: ignore[operator]
+        raise ValueError(f"stream={stream}; accepted is a whole number below 2**32")
 
 
 def seed_tensor(seed: Seed | None, device: torch.device) -> Tensor:
