@@ -1,0 +1,8 @@
+"""Training that can be broken off at any moment, and evaluation of what came out."""
+
+from __future__ import annotations
+
+from iiae_fast.training.evaluation import Codes, encode, evaluate
+from iiae_fast.training.trainer import TrainingResult, train
+
+__all__ = ["Codes", "TrainingResult", "encode", "evaluate", "train"]

@@ -1,0 +1,372 @@
+"""The training loop: the same steps whether or not a run was broken off, and no wait for the device within a step."""
+
+from __future__ import annotations
+
+__all__ = ["TrainingResult", "noise_seed", "rank", "train"]
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from iiae_fast import data, objectives
+from iiae_fast.config import Preset
+from iiae_fast.data import Splits, draws
+from iiae_fast.errors import ConfigError, NonFiniteLossError
+from iiae_fast.model import IIAE
+from iiae_fast.storage import save_json
+from iiae_fast.training import setup
+from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
+from iiae_fast.training.clock import Clock
+from iiae_fast.training.evaluation import Validation, validate
+from iiae_fast.training.interrupts import Interrupts
+from iiae_fast.training.log import RunLog
+from iiae_fast.training.losses import LossBuffer, first_non_finite
+from iiae_fast.training.prefetch import DeviceBatch, prefetch
+from iiae_fast.training.progress import ProgressDisplay
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call of ``train`` ended.
+
+    Attributes:
+        run_dir: Where everything lies.
+        step: Optimizer steps taken, over all sessions.
+        epoch: Passes completed.
+        finished: Whether the whole run is done.
+        interrupted: Whether SIGINT or SIGTERM ended this call.
+        seconds: Wall-clock seconds of the run, over all sessions.
+        cpu_seconds: Processor seconds of the process, alike.
+        pairs_per_second: Pairs trained on per second, validation and checkpoints left out.
+        best: The best validation, None before the first: ``metric`` (``"recall@1"``, or ``"loss"`` where the objective does not
+            train r(z_s|x) and r(z_s|y)), its ``value``, ``loss``, ``step``.
+    """
+
+    run_dir: Path
+    step: int
+    epoch: int
+    finished: bool
+    interrupted: bool
+    seconds: float
+    cpu_seconds: float
+    pairs_per_second: float
+    best: dict[str, Any] | None
+
+
+def train(
+    preset: Preset,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    checkpoint_seconds: float = 60.0,
+    log_every: int = 20,
+    progress: bool = True,
+    stop_after: float | None = None,
+    backend: str = "auto",
+) -> TrainingResult:
+    """Train the model of a preset.
+
+    The run directory holds ``run.json`` (settings, versions, device), ``log.jsonl``, ``tensorboard/`` where that is installed,
+    ``checkpoints/last.safetensors``, and the best model (``config.json``, ``model.safetensors``; see ``iiae_fast.load``). The
+    best has the highest validation R@1 with shared codes, mean of both directions; of equals, the lowest validation loss; of
+    those, the first. Objectives that leave r(z_s|x) and r(z_s|y) untrained go by the loss alone. Without validation pairs the
+    last model is kept.
+
+    Validation comes after every epoch and after the last step. Epochs of fewer pairs than 4 times the validation set share one;
+    epochs of more than 1,000 steps and more than 20 times the validation set have several.
+
+    A run that was broken off at any moment and resumed ends bit for bit as an unbroken one, on the CPU with the same number of
+    threads. It must have the same settings, but for ``optim.epochs``, which may be raised when ``lr_decay`` is ``"none"``, and
+    ``data.root`` and ``name``.
+
+    Args:
+        preset: Everything the run depends on.
+        run_dir: Made when absent.
+        resume: Continue the run in ``run_dir``, or start anew without a checkpoint there. False refuses a directory with a run.
+        device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
+        threads: Of torch on the CPU. None: what the run to resume had, or what torch has now.
+        checkpoint_seconds: Time between checkpoints; there is always one at the end and on SIGINT or SIGTERM.
+        log_every: Steps per log line.
+        progress: Show progress on stderr.
+        stop_after: Seconds after which to save and return, with ``finished=False``.
+        backend: Kernels; see ``IIAE``.
+
+    Raises:
+        ConfigError: A setting cannot be used, or differs from those of the run to resume, or the directory already holds a run.
+        CheckpointError: The checkpoint to resume is truncated, altered, or not this model's.
+        DataError: The data cannot be read, or is not what the run to resume had.
+        NonFiniteLossError: A loss term or a weight became NaN or infinite. The last good checkpoint stays.
+    """
+    for name, value in (("checkpoint_seconds", checkpoint_seconds), ("stop_after", stop_after)):
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{name}={value!r}: accepted is a number of seconds of at least 0")
+    for name, count in (("log_every", log_every), ("threads", threads)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ConfigError(f"{name}={count!r}: accepted is a whole number of at least 1")
+    run_dir = Path(run_dir)
+    target = setup.pick_device(device)
+    checkpoint = setup.find_run(run_dir, preset, resume)
+    splits = data.load(preset.data)
+    setup.check_data(preset, splits, checkpoint)
+    setup.remove_leftovers(run_dir)
+    if threads is None:
+        threads = torch.get_num_threads() if checkpoint is None else int(checkpoint.facts["threads"])
+    with setup.torch_threads(threads), torch.random.fork_rng([target] if target.type == "cuda" else []):
+        run = _Run(preset, run_dir, splits, target, checkpoint, log_every, backend)
+        with (
+            closing(run.log),
+            ProgressDisplay(run.steps, preset.optim.epochs, progress) as display,
+            Interrupts(display.say) as interrupts,
+        ):
+            run.loop(display, interrupts, checkpoint_seconds, stop_after)
+        return run.result(interrupted=interrupts.received is not None)
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """Seed of the latents' noise in the step that follows ``step`` others: 63 bits, a pure function."""
+    return int(draws.bits(seed, "noise", None, np.array([step]), 1)[0, 0]) >> 1
+
+
+def rank(best: dict[str, Any]) -> tuple[float, float]:
+    """Order of validations, greater is better: by R@1, then by loss; or by loss alone. See ``train``."""
+    return (best["value"] if best["metric"] == "recall@1" else 0.0, -best["loss"])
+
+
+class _Run:
+    """A model in training: its data, optimizer, place, log and clock."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        run_dir: Path,
+        splits: Splits,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+        log_every: int,
+        backend: str,
+    ) -> None:
+        optim = preset.optim
+        self.preset, self.run_dir, self.splits, self.device = preset, run_dir, splits, device
+        self.log_every = log_every
+        self.sampler = data.sampler_for(splits.train, optim, preset.data)
+        self.epoch_steps, self.batch_size = self.sampler.batches(0).shape
+        self.steps = self.epoch_steps * optim.epochs
+        self.validation_interval = setup.validation_interval(self.epoch_steps, self.batch_size, len(splits.valid))
+
+        torch.manual_seed(optim.seed)
+        self.model = IIAE(preset.model, backend=backend).to(device).train()
+        if preset.model.family != "feature":
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
+        )
+        self.annealing = 0.0
+        self.facts = {"train_pairs": len(splits.train), "threads": torch.get_num_threads()}
+        if checkpoint is None:
+            self.state, self.losses = RunState(), LossBuffer(log_every)
+            self.saved_step: int | None = None
+        else:
+            restore(checkpoint, self.model, self.optimizer, device)
+            self.state, self.losses = checkpoint.state, LossBuffer(log_every, checkpoint.loss_names, checkpoint.loss_rows)
+            self.saved_step = checkpoint.state.step
+        self._write_description()
+        self.log = RunLog(run_dir, self.state.step, self.state.validated)
+        self.clock = Clock(self.state)
+
+    def loop(
+        self, display: ProgressDisplay, interrupts: Interrupts, checkpoint_seconds: float, stop_after: float | None
+    ) -> None:
+        """Steps, validations and checkpoints until the end, a signal, or the time allowed."""
+        if not self.log.has_tensorboard:
+            display.say("TensorBoard is not installed: curves go to log.jsonl alone (pip install 'iiae_fast[train]')")
+        state, clock = self.state, self.clock
+
+        def stop() -> bool:
+            return interrupts.received is not None or (stop_after is not None and clock.session() >= stop_after)
+
+        next_save = clock.session() + checkpoint_seconds
+        with closing(prefetch(self.splits.train, self._plan(state.epoch, state.position), self.device)) as batches:
+            while True:
+                if self._validation_is_due() and not stop():
+                    self._validate(display, stop)
+                if state.step == self.steps or stop():
+                    break
+                if clock.session() >= next_save:
+                    self._save()
+                    next_save = clock.session() + checkpoint_seconds
+                self._step(next(batches))
+                if state.step % self.log_every == 0:
+                    self._write_losses(display)
+                rate = clock.steps_per_second() * self.batch_size
+                display.update(state.step, state.epoch, rate, clock.seconds_left(self.steps))
+        if state.best is None:
+            self._save_model()
+        self._save()
+
+    def result(self, interrupted: bool) -> TrainingResult:
+        """What ``train`` returns."""
+        state = self.state
+        active = state.seconds - state.pause_seconds
+        return TrainingResult(
+            run_dir=self.run_dir,
+            step=state.step,
+            epoch=state.epoch,
+            finished=state.step == self.steps and not self._validation_is_due(),
+            interrupted=interrupted,
+            seconds=state.seconds,
+            cpu_seconds=state.cpu_seconds,
+            pairs_per_second=state.step * self.batch_size / active if active > 0 else 0.0,
+            best=state.best,
+        )
+
+    def _plan(self, epoch: int, position: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Batches from a place in the run on; consumed in the background, so it looks at nothing that a step changes."""
+        for number in range(epoch, self.preset.optim.epochs):
+            for indices in self.sampler.batches(number)[position:]:
+                yield indices, number
+            position = 0
+
+    def _step(self, batch: DeviceBatch) -> None:
+        """One optimizer step. Nothing waits for the device: losses stay there, and numbers go there as kernel arguments."""
+        optim, state = self.preset.optim, self.state
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(state.step)
+        seed = torch.full((1,), noise_seed(optim.seed, state.step), dtype=torch.int64, device=self.device)
+        out = self.model(batch.x, batch.y, seed=seed)
+        terms = objectives.compute(
+            out, batch.x, batch.y, self.preset.objective, state.step, batch.labels, len(self.splits.train)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.losses.append(terms)
+        self.annealing = float(terms.kl_annealing)
+        state.step += 1
+        state.epoch, state.position = divmod(state.step, self.epoch_steps)
+
+    def _learning_rate(self, step: int) -> float:
+        optim = self.preset.optim
+        return optim.lr * (1 + math.cos(math.pi * step / self.steps)) / 2 if optim.lr_decay == "cosine" else optim.lr
+
+    def _write_losses(self, display: ProgressDisplay) -> None:
+        """One log line of the interval's means; the only place where steps are waited for."""
+        self._require_finite_losses()
+        means = self.losses.means()
+        self.losses.clear()
+        rate = self.clock.interval_steps_per_second() * self.batch_size
+        line = {**self._place(), **means, "lr": self._learning_rate(self.state.step - 1), "kl_annealing": self.annealing}
+        self.log.write({**line, "pairs_per_second": rate})
+        display.loss(means["total"])
+
+    def _place(self) -> dict[str, float]:
+        self.clock.stamp()
+        epoch = self.state.step / self.epoch_steps
+        return {"step": self.state.step, "epoch": round(epoch, 4), "seconds": round(self.state.seconds, 3)}
+
+    def _validation_is_due(self) -> bool:
+        step, interval = self.state.step, self.validation_interval
+        if interval is None or step == self.state.validated:
+            return False
+        return step % interval == 0 or step == self.steps
+
+    def _validate(self, display: ProgressDisplay, stop: Callable[[], bool]) -> None:
+        with self.clock.pause():
+            self._require_finite()
+            found = validate(self.model, self.splits.valid, self.preset.objective, len(self.splits.train), stop)
+            if found is None:
+                return  # the checkpoint that follows knows that this validation is still to come
+            for name, value in found.losses.items():
+                if not math.isfinite(value):
+                    self._fail(f"{name} of the validation pairs", value, self.state.step)
+            self.state.validated = self.state.step
+            best = self._is_best(found)
+            if best:
+                self._save_model()
+            recalls = {**found.shared, **{f"exclusive_{direction}": value for direction, value in found.exclusive.items()}}
+            self.log.write({**self._place(), "event": "validation", **recalls, **found.losses, "best": best})
+        percent = " / ".join(f"{100 * value:.2f}" for value in found.shared.values())
+        display.say(
+            f"step {self.state.step}: validation R@1 {percent} %, loss {found.losses['total']:.4g}{', best' if best else ''}"
+        )
+
+    def _is_best(self, found: Validation) -> bool:
+        """Compare a validation with the best one so far, and note it if it is better."""
+        objective, loss = self.preset.objective, found.losses["total"]
+        trains_r = objective.name == "iiae" and objective.interaction_weight > 0
+        metric, value = ("recall@1", found.recall) if trains_r else ("loss", loss)
+        candidate = {"metric": metric, "value": value, "loss": loss, "step": self.state.step}
+        if self.state.best is not None and not rank(candidate) > rank(self.state.best):
+            return False
+        self.state.best = candidate
+        return True
+
+    def _save_model(self) -> None:
+        """Write the model as the run's result."""
+        training = {"step": self.state.step, "epoch": self.state.step / self.epoch_steps, "best": self.state.best}
+        self.model.save(self.run_dir, preset=self.preset.to_dict(), training=training)
+
+    def _save(self) -> None:
+        with self.clock.pause():
+            tensors = self._require_finite()
+            self.clock.stamp()
+            self.log.sync()
+            losses = self.losses
+            save_checkpoint(
+                self.run_dir / CHECKPOINT_FILE,
+                tensors,
+                self.state,
+                self.preset,
+                self.facts,
+                losses.names,
+                losses.rows(),
+                self.device,
+            )
+            self.saved_step = self.state.step
+
+    def _require_finite(self) -> dict[str, torch.Tensor]:
+        """The tensors a checkpoint holds, if all of them, and all losses not yet looked at, are finite."""
+        self._require_finite_losses()
+        tensors = gather(self.model, self.optimizer)
+        name = first_non_finite(tensors)
+        if name is not None:
+            self._fail(name, math.nan, self.state.step)
+        return tensors
+
+    def _require_finite_losses(self) -> None:
+        bad = self.losses.first_non_finite()
+        if bad is not None:
+            name, value, ago = bad
+            self._fail(name, value, self.state.step - ago)
+
+    def _fail(self, name: str, value: float, step: int) -> NoReturn:
+        path = self.run_dir / CHECKPOINT_FILE
+        if self.saved_step is None:
+            rest = f"No checkpoint was written yet. Start anew with a lower optim.lr (it is {self.preset.optim.lr:g})."
+        else:
+            rest = (
+                f"The last good checkpoint is {path} (step {self.saved_step}): resume from it, or, if the same happens again, "
+                f"start anew with a lower optim.lr (it is {self.preset.optim.lr:g})."
+            )
+        what = "is not finite" if math.isnan(value) and "/" in name else f"became {value}"
+        raise NonFiniteLossError(f"{name} {what} at step {step} of {self.steps}. {rest}")
+
+    def _write_description(self) -> None:
+        facts = {
+            **self.facts,
+            "valid_pairs": len(self.splits.valid),
+            "batch_size": self.batch_size,
+            "epoch_steps": self.epoch_steps,
+            "steps": self.steps,
+            "validation_interval": self.validation_interval,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "log_every": self.log_every,
+        }
+        save_json(self.run_dir / setup.RUN_FILE, setup.describe(self.preset, self.device, **facts))
