@@ -83,7 +83,8 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata or {}, sort_keys=True)
-    header = {"iiae": text, "checksum": _tensor_checksum(contiguous, text)}
+    # One entry only: safetensors writes several in an order that changes from process to process.
+    header = {"iiae": json.dumps([_tensor_checksum(contiguous, text), text])}
     write_atomic(path, save(contiguous, metadata=header))
 
 
@@ -101,7 +102,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        text, checksum = header["iiae"], header["checksum"]
+        checksum, text = json.loads(header["iiae"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: truncated, altered, or not written by iiae_fast ({error})") from None
     if checksum != _tensor_checksum(tensors, text):

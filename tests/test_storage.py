@@ -33,6 +33,14 @@ def test_tensors_and_metadata_survive_the_round_trip(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor)
 
 
+def test_equal_contents_are_equal_files(tmp_path: Path) -> None:
+    contents = set()
+    for number in range(20):
+        save_tensors(tmp_path / str(number), {"b": torch.ones(2), "a": torch.zeros(3)}, {"k": 1, "j": 2})
+        contents.add((tmp_path / str(number)).read_bytes())
+    assert len(contents) == 1
+
+
 def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.int64)}, {"k": 1})
