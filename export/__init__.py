@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from iiae_fast.export.graphs import GRAPHS, Graph
     from iiae_fast.export.onnx import to_onnx
     from iiae_fast.export.parity import TOLERANCES, ParityError, ParityReport, verify
+    from iiae_fast.export.repository import model_repository
     from iiae_fast.export.session import Session, TensorInfo, load
 
 _OBJECTS = {
@@ -23,6 +24,7 @@ _OBJECTS = {
     "TOLERANCES": "parity",
     "TensorInfo": "session",
     "load": "session",
+    "model_repository": "repository",
     "to_onnx": "onnx",
     "verify": "parity",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "Session",
     "TensorInfo",
     "load",
+    "model_repository",
     "to_onnx",
     "verify",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from iiae_fast.errors import InputError, require
 from iiae_fast.export.graphs import Graph, Head, evaluate, graph_named, head_named, output_shape, tensor_shape
 from iiae_fast.export.passes import simplify
-from iiae_fast.export.precision import lower
+from iiae_fast.export.precision import OPSET, lower
 from iiae_fast.export.sealing import seal
 from iiae_fast.model import IIAE
 from iiae_fast.storage import write_atomic
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16"]
 Input = Literal["float32", "uint8"]
 
-OPSET = 20  # what ONNX Runtime 1.20 and TensorRT 10 read; bf16 needs 22, see precision.py
 PROTOBUF_LIMIT = 2**31  # bytes of one protobuf message
 
 

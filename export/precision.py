@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["emulate_bf16", "lower"]
+__all__ = ["OPSET", "emulate_bf16", "lower"]
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LeakyRelu", "Relu")
 # Move values without computing on them, so they follow the precision of what they move. The rest of their inputs are shapes.
 _LAYOUT = ("Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
+OPSET = 20  # what ONNX Runtime 1.20 and TensorRT 10 read
 _BF16_OPSET = 22  # the first one whose Conv takes bf16
 _BF16_SUFFIX = "_bf16"  # of the names of all bf16 values
 
