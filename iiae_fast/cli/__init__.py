@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a user's error, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow that a terminal cannot show is no reason to fail
     try:
         from iiae_fast.cli.parsing import parse
 

@@ -20,7 +20,7 @@ from iiae_fast.cli.sources import Source, open_source, read_array, split_source
 from iiae_fast.config import ModelConfig, Preset, from_dict
 from iiae_fast.errors import InputError
 
-Code = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint"]
+Code = Literal["auto", "shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint"]
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussian_kl", "gaussian_w2"]
 Encoder = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -33,7 +33,7 @@ class Embed:
         model: A run directory, or an encoder exported to ONNX (which runs without torch).
         source: train, valid or test (a split of the data the model was trained on); or an image, a folder of images, a .npy
             array, a .npz file with arrays x and y: images uint8 (N, C, H, W), features float32 (N, F).
-        code: Which code; joint is q(z_s|x, y). For a run by default shared_x; an ONNX file has its own.
+        code: Which code; joint is q(z_s|x, y). auto is shared_x for a run, and the one that an ONNX file holds.
         out: File to write.
         batch_size: Samples per run of the encoder.
         device: auto, cpu, cuda, cuda:1, …
@@ -43,7 +43,7 @@ class Embed:
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|ONNX")]]
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SPLIT|PATH")]] = "test"
-    code: Code | None = None
+    code: Code = "auto"
     out: Path = Path("codes.npy")
     batch_size: int = 256
     device: str = "auto"
@@ -71,17 +71,20 @@ class Embed:
 
         from iiae_fast.cli.runs import open_model, open_preset
 
-        code = self.code or "shared_x"
+        code = "shared_x" if self.code == "auto" else self.code
         kind, _, domain = code.partition("_")
         domains = (domain,) if domain else ("x", "y")
         model = open_model(self.model, self.device, self.threads)
         device = next(model.parameters()).device
         method = model.encode_exclusive if kind == "exclusive" else model.encode_shared
 
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            moved = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+            return moved.contiguous(memory_format=torch.channels_last) if moved.dim() == 4 else moved  # as in training
+
         def encode(inputs: dict[str, np.ndarray]) -> np.ndarray:
             with torch.inference_mode():
-                tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in domains}
-                codes: np.ndarray = method(**tensors).float().cpu().numpy()
+                codes: np.ndarray = method(**{name: tensor(inputs[name]) for name in domains}).float().cpu().numpy()
             return codes
 
         return code, encode, self._source(domains, model.config, lambda: open_preset(self.model))
@@ -93,7 +96,7 @@ class Embed:
         graph = export.GRAPHS[session.metadata["graph"]]
         if graph.kind != "encoder":
             raise InputError(f"{self.model}: graph {graph.name} is no encoder")
-        if self.code not in (None, graph.name):
+        if self.code not in ("auto", graph.name):
             raise InputError(f"--code {self.code}: {self.model} holds graph {graph.name}")
 
         def preset() -> Preset:
@@ -143,14 +146,17 @@ class Search:
 
         if self.out is not None and self.out.suffix != ".npz":
             raise InputError(f"--out {self.out}: hits are written as a .npz file")
-        hits = retrieval.search(
-            read_array(self.queries),
-            str(self.database),
-            self.k,
-            metric=self.metric,
-            exclude="self" if self.exclude_self else None,
-            threads=self.threads,
-        )
+        try:
+            hits = retrieval.search(
+                read_array(self.queries),
+                str(self.database),
+                self.k,
+                metric=self.metric,
+                exclude="self" if self.exclude_self else None,
+                threads=self.threads,
+            )
+        except ValueError as error:  # the engine's own checks of the values are no InputErrors
+            raise InputError(str(error)) from error
         if self.out is not None:
             buffer = io.BytesIO()
             np.savez(buffer, distances=hits.distances, indices=hits.indices)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iiae_fast.data import Splits
     from iiae_fast.model import IIAE
 
-Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product"]
+Metric = Literal["auto", "sqeuclidean", "euclidean", "cosine", "inner_product"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evaluate:
     Attributes:
         run_dir: A run directory.
         split: Which pairs.
-        metric: Distance of codes; by default sqeuclidean for images and cosine for features.
+        metric: Distance of codes; auto is sqeuclidean for images and cosine for features.
         ks: Cut-offs of recall.
         data_root: Folder or file of the data, where they have moved.
         device: auto, cpu, cuda, cuda:1, …
@@ -40,7 +40,7 @@ class Evaluate:
 
     run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     split: Split = "test"
-    metric: Metric | None = None
+    metric: Metric = "auto"
     ks: tuple[int, ...] = (1, 5, 10)
     data_root: str | None = None
     device: str = "auto"
@@ -56,7 +56,7 @@ class Evaluate:
             raise InputError(f"--ks {' '.join(map(str, self.ks))}: accepted are whole numbers of at least 1")
         model, preset = open_model(self.run_dir, self.device, self.threads), open_preset(self.run_dir)
         config = preset.data if self.data_root is None else dataclasses.replace(preset.data, root=self.data_root)
-        metric = self.metric or default_metric(model.config)
+        metric = default_metric(model.config) if self.metric == "auto" else self.metric
         measured = measure(model, data.load(config), self.split, metric, self.ks)
         if self.json:
             print_json({"run": str(self.run_dir), "split": self.split, "metric": metric, "retrieval": measured})
@@ -65,7 +65,7 @@ class Evaluate:
         return 0
 
 
-def default_metric(config: ModelConfig) -> Metric:
+def default_metric(config: ModelConfig) -> str:
     """How the published experiments compare codes."""
     return "cosine" if config.family == "feature" else "sqeuclidean"
 

@@ -57,10 +57,11 @@ def _subcommand(name: str, target: Any, **options: Any) -> Any:
     return Annotated[target, tyro.conf.subcommand(name, prefix_name=False, **options)]
 
 
-def _grammar() -> Any:
-    """The type that tyro parses: ``train`` has one subcommand for each preset, with that preset's values as defaults."""
+def _grammar(image_size: int | None) -> Any:
+    """The type that tyro parses: ``train`` has one subcommand for each preset, with its values at that size as defaults."""
     trains = tuple(
-        _subcommand(name, Train, default=Train.of(name), description=f"Train the preset {name}.") for name in presets.names()
+        _subcommand(name, Train, default=Train.of(name, image_size), description=f"Train the preset {name}.")
+        for name in presets.names()
     )
     commands = (_subcommand(name, command) for name, command in _COMMANDS.items())
     members = (_subcommand("train", _union(trains), description=_TRAIN), *commands)
@@ -71,14 +72,14 @@ def _union(members: tuple[Any, ...]) -> Any:
     return Union[members]  # noqa: UP007 (a union of as many types as there are at run time)
 
 
-def parse(arguments: Sequence[str]) -> Command | None:
+def parse(arguments: list[str]) -> Command | None:
     """Fill the command that ``arguments`` ask for; None when help or the version was printed instead.
 
     Raises:
         UsageError: They cannot be understood.
         ConfigError: An unknown preset.
     """
-    if list(arguments) == ["--version"]:
+    if arguments == ["--version"]:
         print(__version__)
         return None
     if len(arguments) > 1 and arguments[0] == "bench" and not arguments[1].startswith("-"):
@@ -88,26 +89,41 @@ def parse(arguments: Sequence[str]) -> Command | None:
             presets.get(arguments[1])  # names an unknown one, and those there are
         elif not {"-h", "--help"} & set(arguments):
             raise UsageError(f"name the preset first: iiae train PRESET [options]; presets are {', '.join(presets.names())}")
-    with contextlib.redirect_stderr(io.StringIO()) as captured:
-        try:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
             return _tyro(arguments)
-        except SystemExit as exit:
-            if not exit.code:
-                return None
-        # Once more on an endless line, since tyro breaks its message at the terminal's edge, within words if need be.
-        captured.seek(0)
-        captured.truncate()
-        with _columns(100_000), contextlib.suppress(SystemExit):
-            _tyro(arguments)
+    except SystemExit as exit:
+        if not exit.code:
+            return None
+    # Once more on an endless line, since tyro breaks its message at the terminal's edge, within words if need be; and with a
+    # UTF-8 stdout, by which it chooses how to draw its box.
+    with (
+        _columns(100_000),
+        contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")),
+        contextlib.redirect_stderr(io.StringIO()) as captured,
+        contextlib.suppress(SystemExit),
+    ):
+        _tyro(arguments)
     asked = ["iiae", *arguments[: 2 if arguments[:1] == ["train"] else 1]]
     asked = [word for word in asked if word in {"iiae", "train", *_COMMANDS, *presets.names()}]
     raise UsageError(f"{_condense(captured.getvalue())} (see {' '.join(asked)} --help)")
 
 
-def _tyro(arguments: Sequence[str]) -> Command:
+def _tyro(arguments: list[str]) -> Command:
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    command: Command = tyro.cli(_grammar(), prog="iiae", description=_DESCRIPTION, args=arguments, config=config)
+    grammar = _grammar(_image_size(arguments) if arguments[:1] == ["train"] else None)
+    command: Command = tyro.cli(grammar, prog="iiae", description=_DESCRIPTION, args=arguments, config=config)
     return command
+
+
+def _image_size(arguments: Sequence[str]) -> int | None:
+    """The value of ``--image-size``, which decides the defaults of other options; None where it is absent or no number."""
+    for option, value in zip(arguments, [*arguments[1:], ""]):
+        name, equals, attached = option.partition("=")
+        value = attached if equals else value
+        if name in ("--image-size", "--image_size") and value.isdecimal():
+            return int(value)
+    return None
 
 
 _DESCRIPTION = (

@@ -28,7 +28,7 @@ class Train:
         optim: Adam and the schedule.
         data: Where pairs come from.
         name: The preset's.
-        image_size: Side of the images: sets --model.image-size and --data.image-size together.
+        image_size: Side of the images, of model and data; at 64 and below, defaults are those for small machines.
         data_root: Folder or file of the data: the same as --data.root.
         run_dir: Where checkpoints, the log and the best model go; by default runs/PRESET.
         resume: Go on from the last checkpoint of the run directory.
@@ -59,9 +59,9 @@ class Train:
     json: bool = False
 
     @classmethod
-    def of(cls, name: str) -> Train:
-        """The command with a preset's own settings."""
-        preset = presets.get(name)
+    def of(cls, name: str, image_size: int | None = None) -> Train:
+        """The command with a preset's settings at an image size as they are."""
+        preset = presets.get(name, image_size)
         return cls(preset.model, preset.objective, preset.optim, preset.data, name)
 
     def preset(self) -> Preset:
@@ -70,22 +70,18 @@ class Train:
         Raises:
             ConfigError: Two options contradict each other.
         """
-        original = presets.get(self.name)
         model, data = self.model, self.data
         if self.image_size is not None:
-            for option, given, own in (
-                ("--model.image-size", model.image_size, original.model.image_size),
-                ("--data.image-size", data.image_size, original.data.image_size),
-            ):
-                if given not in (own, self.image_size):
+            if model.family == "feature":
+                raise ConfigError(f"--image-size {self.image_size}: {self.name} has features, no images")
+            for option, given in (("--model.image-size", model.image_size), ("--data.image-size", data.image_size)):
+                if given != self.image_size:
                     raise ConfigError(f"--image-size {self.image_size} and {option} {given} contradict each other")
-            model = dataclasses.replace(model, image_size=self.image_size)
-            data = dataclasses.replace(data, image_size=self.image_size)
         if model.family != "feature" and model.image_size != data.image_size:
             sizes = f"the model takes images of {model.image_size} pixels, the data have {data.image_size}"
             raise ConfigError(f"{sizes}: set both with --image-size")
         if self.data_root is not None:
-            if data.root not in (original.data.root, self.data_root):
+            if data.root not in (presets.get(self.name).data.root, self.data_root):
                 raise ConfigError(f"--data-root {self.data_root} and --data.root {data.root} contradict each other")
             data = dataclasses.replace(data, root=self.data_root)
         return Preset(self.name, model, self.objective, self.optim, data)
