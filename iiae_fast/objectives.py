@@ -200,12 +200,15 @@ def _elbo(
     # pass is the final one: the gradient that comes back through the sum is exactly 1.
     outer = weights.reconstruction or 1.0  # a weight of 0 still reports the term
     factor = outer * config.reconstruction_weight / (batch * elements)
-    loss_x, loss_y = (
-        kernels.reconstruction(
-            logits, target, likelihood=config.likelihood, activation=out.activation, weight=factor, backend=out.backend
-        ).sum()
-        for logits, target in ((out.x_logits, x), (out.y_logits, y))
+    losses = kernels.reconstruction(
+        (out.x_logits, out.y_logits),
+        (x, y),
+        likelihood=config.likelihood,
+        activation=out.activation,
+        weight=factor,
+        backend=out.backend,
     )
+    loss_x, loss_y = (loss.sum() for loss in losses)
     kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry = out.kl.mean(dim=1).unbind()
     annealing = kl_annealing(step, config.kl_annealing_steps)
     total = annealing * (weights.kl_exclusive * (kl_x + kl_y) + weights.kl_shared * kl_s)
