@@ -176,20 +176,8 @@ def test_damaged_log(run_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("kill") is None, reason="needs POSIX signals")
 def test_interrupted_training_saves_and_exits_with_130(tmp_path: Path) -> None:
-    options = [
-        "--image-size",
-        "16",
-        "--optim.epochs",
-        "10000",
-        "--threads",
-        "1",
-        "--log-every",
-        "1",
-        "--run-dir",
-        "run",
-        "--quiet",
-    ]
-    command = [sys.executable, "-m", "iiae_fast", "train", "digits-cdcb", *options]
+    settings = "--image-size 16 --optim.epochs 10000 --threads 1 --log-every 1 --run-dir run --quiet"
+    command = [sys.executable, "-m", "iiae_fast", "train", "digits-cdcb", *settings.split()]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "run" / "log.jsonl"
         deadline = time.monotonic() + 120
