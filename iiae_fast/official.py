@@ -31,9 +31,7 @@ from iiae_fast.networks import Decoder, DecoderStep, EncoderStep, Joint, Tower
 Array = NDArray[Any]
 
 _NORM_KINDS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-# Variables of the published graph that are not part of the model: the optimizer's, and the step counter.
-_IGNORED_SUFFIXES = ("/Adam", "/Adam_1")
-_IGNORED = ("global_step", "beta1_power", "beta2_power")
+_OPTIMIZER_SUFFIXES = ("/Adam", "/Adam_1", "beta1_power", "beta2_power")
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def load_variables(model: IIAE, mapping: Mapping[str, Array]) -> IIAE:
     Args:
         model: Of the widths the variables have; ``config_of`` reads them off.
         mapping: Arrays by TensorFlow name, in TensorFlow's layouts (kernels HWIO, transposed H, W, out, in, dense in, out). The
-            optimizer's slots and the step counter are allowed and not used.
+            optimizer's slots, the step counter, and the classifier where the model has none, are allowed and not used.
 
     Returns:
         ``model``.
@@ -177,7 +175,7 @@ def load_variables(model: IIAE, mapping: Mapping[str, Array]) -> IIAE:
         CheckpointError: A variable is missing, surplus, or of another shape; the model is left as it was.
     """
     table = variable_table(model)
-    surplus = [name for name in mapping if name not in table and not _is_ignored(name)]
+    surplus = [name for name in mapping if name not in table and not _is_ignored(name, model)]
     if surplus:
         raise CheckpointError(f"variable {surplus[0]} has no place in this {model.config.family} model")
     state = model.state_dict()
@@ -280,5 +278,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Array]:
         raise CheckpointError(f"{path}: cannot be read as a TensorFlow checkpoint ({error})") from None
 
 
-def _is_ignored(name: str) -> bool:
-    return name in _IGNORED or name.endswith(_IGNORED_SUFFIXES) or name.endswith(("beta1_power", "beta2_power"))
+def _is_ignored(name: str, model: IIAE) -> bool:
+    """Whether the published graph has this variable, and this model, in its place, has nothing."""
+    if name.startswith("C_decoder/") and model.classifier is None:
+        return True
+    return name == "global_step" or name.endswith(_OPTIMIZER_SUFFIXES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -195,6 +196,15 @@ def test_variables_survive_the_round_trip(golden: Golden) -> None:
     assert set(gathered) == {name for name in golden.variables if name != "global_step"}
     for name, value in gathered.items():
         np.testing.assert_array_equal(value, golden.variables[name], err_msg=name)
+
+
+def test_the_classifier_is_optional() -> None:
+    golden = Golden("features")
+    without = IIAE(dataclasses.replace(golden.model.config, classes=0))
+    official.load_variables(without, golden.variables)
+    ours, theirs = without.eval()(golden.x, golden.y), golden.model.eval()(golden.x, golden.y)
+    assert ours.class_logits is None
+    assert torch.equal(ours.x_hat, theirs.x_hat)
 
 
 def test_wrong_variables_are_named() -> None:
