@@ -6,6 +6,7 @@ __all__ = ["COLOURS", "Chart", "charts", "line_chart", "read_log"]
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,7 +22,7 @@ COLOURS = {"training": "first", "validation": "second"}
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 _MAX_POINTS = 400
-_LOG_RATIO = 50  # from this ratio of largest to smallest value on, a logarithmic axis shows more
+_LOG_RATIO = 30  # of the largest value to the median: then half of all would lie in the lowest 3 % of a linear axis
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str = "step") 
         raise ValueError(f"chart {title!r} has no point")
     low_x, high_x = min(x for x, _ in every), max(x for x, _ in every)
     low, high = min(y for _, y in every), max(y for _, y in every)
-    logarithmic = low > 0 and high / low >= _LOG_RATIO
+    logarithmic = low > 0 and high / statistics.median(y for _, y in every) >= _LOG_RATIO
     ticks = _decades(low, high) if logarithmic else _ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 

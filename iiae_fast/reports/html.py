@@ -100,7 +100,7 @@ def _tiles(facts: RunFacts) -> list[dict[str, str]]:
     pairs = evaluation["pairs"]
     for name, label in _DIRECTIONS:
         recall = evaluation["shared"][name]
-        tiles.append(_tile(f"R@1, {label}", _percent(recall), f"{round(recall * pairs):,} of {pairs:,} test queries"))
+        tiles.append(_tile(f"R@1, {label}", _percent(recall), f"{round(recall * pairs):,} of {pairs:,} queries"))
     leaked = " / ".join(f"{100 * evaluation['exclusive'][name]:.2f}" for name, _ in _DIRECTIONS)
     tiles.append(_tile("R@1, exclusive codes", f"{leaked} %", f"chance is {_percent(evaluation['chance'])}"))
     if facts.parity is not None:
@@ -108,7 +108,7 @@ def _tiles(facts: RunFacts) -> list[dict[str, str]]:
         tiles.append(_tile("ONNX against model", f"{error:.0e}", "largest relative error"))
         if "retrieval" in facts.parity:
             share = facts.parity["retrieval"]["top1_agreement"]
-            tiles.append(_tile("ONNX, same hit 1", _percent(share), f"of {facts.parity['retrieval']['queries']:,} queries"))
+            tiles.append(_tile("ONNX: same hit 1", _percent(share), f"of {facts.parity['retrieval']['queries']:,} queries"))
     if "seconds" in facts.training:
         rate = facts.training.get("pairs_per_second")
         note = "" if rate is None else f"{rate:,.0f} pairs a second"

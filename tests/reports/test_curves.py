@@ -74,12 +74,13 @@ def test_line_goes_down_where_values_do_and_stays_inside() -> None:
     assert not chart.logarithmic
 
 
-def test_wide_range_of_positive_values_is_logarithmic() -> None:
+def test_axis_is_logarithmic_where_most_values_would_lie_at_its_foot() -> None:
     chart = line_chart("kl", {"training": [(0, 1000.0), (1, 10.0), (2, 0.1)]})
     (line,) = points_of(chart.svg)
     assert chart.logarithmic
     assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.11)  # equal ratios, equal steps
-    assert not line_chart("kl", {"training": [(0, 1000.0), (1, 0.0)]}).logarithmic
+    assert not line_chart("kl", {"training": [(0, 1000.0), (1, 10.0), (2, 0.0)]}).logarithmic
+    assert not line_chart("lr", {"training": [(0, 1e-3), (1, 5e-4), (2, 1e-9)]}).logarithmic
 
 
 def test_long_series_are_thinned_to_means_but_keep_their_ends() -> None:

@@ -103,7 +103,7 @@ def test_text_is_escaped() -> None:
 def test_retrieval_and_leak_are_stated() -> None:
     text = outline(render(facts())).text
     assert "98.33 %" in text  # 354 of 360
-    assert "354 of 360 test queries" in text
+    assert "354 of 360 queries" in text
     assert "within binomial noise" in text  # x to y: one hit
     assert "above binomial noise" in text  # y to x: forty
     assert "1/360 = 0.28 %" in text
