@@ -19,6 +19,8 @@ from iiae_fast.storage import load_tensors, save_tensors
 
 CHECKPOINT_FILE = Path("checkpoints") / "last.safetensors"
 
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.Adam keeps of a parameter
+
 
 @dataclass
 class RunState:
@@ -132,6 +134,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if group not in groups:
             raise CheckpointError(f"{path}: tensor {name} is not part of a training checkpoint")
         groups[group][rest] = tensor
+    if "cpu" not in checkpoint.rng:
+        raise CheckpointError(f"{path}: lacks the random state")
     return checkpoint
 
 
@@ -145,8 +149,11 @@ def restore(checkpoint: Checkpoint, model: IIAE, optimizer: torch.optim.Optimize
     parameters = dict(model.named_parameters())
     for name, value in checkpoint.adam.items():
         key, _, owner = name.partition("/")
-        if owner not in parameters or (value.dim() and value.shape != parameters[owner].shape):
-            raise CheckpointError(f"{checkpoint.path}: tensor adam/{name} does not belong to this model")
+        whole = all(f"{moment}/{owner}" in checkpoint.adam for moment in _ADAM)
+        if key not in _ADAM or owner not in parameters or not whole or (value.dim() and value.shape != parameters[owner].shape):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor adam/{name} does not belong to this model, or lacks its companions"
+            )
         # Moments lie in memory as their weights do; the fused kernel walks both by address.
         target = torch.empty_like(parameters[owner]) if value.dim() else torch.empty_like(value, device=device)
         optimizer.state[parameters[owner]][key] = target.detach().copy_(value)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_runs import assert_same_run, digits, features, log_lines
+from toy_runs import Hooked, assert_same_run, digits, features, log_lines, signal_at
 
+import iiae_fast
 from iiae_fast import data, training
 from iiae_fast.config import Preset
 from iiae_fast.data import Splits
@@ -84,18 +85,25 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     assert not left, "temporary files of killed writes remain"
 
 
-def test_stopping_and_resuming_changes_nothing(tmp_path: Path, feature_splits: Splits) -> None:
-    preset = features(epochs=3)
+@pytest.mark.parametrize("family", ["feature", "spatial"])
+def test_breaking_off_and_resuming_changes_nothing(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    preset = digits(epochs=1) if family == "spatial" else features(epochs=2)
+    splits = data.load(preset.data) if family == "spatial" else request.getfixturevalue("feature_splits")
     training.train(preset, tmp_path / "unbroken", log_every=7, progress=False)
-    # Stops by time: at once, then after as many steps as happen to fit.
-    result = training.train(preset, tmp_path / "stopped", log_every=7, progress=False, stop_after=0)
+    result = training.train(preset, tmp_path / "broken", log_every=7, progress=False, stop_after=0)
     assert (result.step, result.finished, result.interrupted) == (0, False, False)
-    for _ in range(200):
-        result = training.train(preset, tmp_path / "stopped", resume=True, log_every=7, progress=False, stop_after=0.05)
-        if result.finished:
-            break
+    steps = [result.step]
+    for batches in (9, 4, 5, 13, 10**6):
+        hooked = replace(splits, train=Hooked(splits.train, signal_at(batches, signal.SIGTERM)))
+        monkeypatch.setattr(data, "load", lambda config, hooked=hooked: hooked)
+        result = training.train(preset, tmp_path / "broken", resume=True, log_every=7, progress=False)
+        assert result.interrupted == (batches < 10**6)
+        steps.append(result.step)
+    assert steps == sorted(set(steps)), "every session got further"
     assert result.finished
-    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
 def test_seconds_add_up_over_sessions(tmp_path: Path, feature_splits: Splits) -> None:
@@ -191,16 +199,18 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, feature_splits: Splits)
     assert training.train(features(), tmp_path, resume=True, progress=False).finished
 
 
-@pytest.mark.parametrize("change", ["model file", "missing tensor", "foreign tensor", "other shape", "lacks random state"])
+@pytest.mark.parametrize("change", ["model file", "no weight", "no moment", "foreign", "other shape", "no random state"])
 def test_whole_files_that_are_no_checkpoint_are_refused(tmp_path: Path, feature_splits: Splits, change: str) -> None:
     training.train(features(), tmp_path, progress=False, stop_after=0.1)
     path = tmp_path / CHECKPOINT
     tensors, metadata = load_tensors(path)
     if change == "model file":
         tensors, metadata = load_tensors(tmp_path / "model.safetensors")
-    elif change == "missing tensor":
+    elif change == "no weight":
         del tensors["model/joint.tower.steps.0.layer.weight"]
-    elif change == "foreign tensor":
+    elif change == "no moment":
+        del tensors["adam/exp_avg/joint.tower.steps.0.layer.weight"]
+    elif change == "foreign":
         tensors["adam/exp_avg/nobody"] = tensors.pop("adam/exp_avg/joint.tower.steps.0.layer.weight")
     elif change == "other shape":
         name = "adam/exp_avg/joint.tower.steps.0.layer.weight"
@@ -212,46 +222,37 @@ def test_whole_files_that_are_no_checkpoint_are_refused(tmp_path: Path, feature_
         training.train(features(), tmp_path, resume=True, progress=False)
 
 
-def interrupting(splits: Splits, part: str, number: int, at: int) -> None:
-    """Send this process a signal when batch ``at`` of a split is made."""
-    seen = 0
-
-    def hook(indices: np.ndarray) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == at:
-            os.kill(os.getpid(), number)
-
-    getattr(splits, part).hook = hook
-
-
-@pytest.mark.parametrize(("part", "at"), [("train", 25), ("valid", 1)])
+@pytest.mark.parametrize("part", ["train", "valid"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, feature_splits: Splits, number: int, part: str, at: int) -> None:
+def test_a_signal_saves_and_the_run_goes_on(
+    tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch, number: int, part: str
+) -> None:
     training.train(features(), tmp_path / "unbroken", progress=False)
     handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
-    interrupting(feature_splits, part, number, at)
+    hooked = Hooked(getattr(feature_splits, part), signal_at(25 if part == "train" else 1, number))
+    monkeypatch.setattr(data, "load", lambda config: replace(feature_splits, **{part: hooked}))
     result = training.train(features(), tmp_path / "broken", progress=False)
     assert result.interrupted
     assert not result.finished
-    assert 0 < result.step < 60
+    assert 22 <= result.step <= 30
     assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert iiae_fast.load(tmp_path / "broken").config == features().model  # what there is so far
     training.train(features(), tmp_path / "broken", resume=True, progress=False)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
-def test_a_second_signal_aborts(tmp_path: Path, feature_splits: Splits) -> None:
+def test_a_second_signal_aborts(tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def receive(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     # Both signals may arrive as one, so the second is sent by the first one's message.
     handler = signal.signal(signal.SIGINT, receive)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ProgressDisplay, "say", lambda self, text: "again" in text and os.kill(os.getpid(), signal.SIGINT))
-            interrupting(feature_splits, "train", signal.SIGINT, 25)
-            with pytest.raises(KeyboardInterrupt):
-                training.train(features(), tmp_path, progress=False)
+        hooked = Hooked(feature_splits.train, signal_at(25, signal.SIGINT))
+        monkeypatch.setattr(data, "load", lambda config: replace(feature_splits, train=hooked))
+        monkeypatch.setattr(ProgressDisplay, "say", lambda self, text: "again" in text and os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(features(), tmp_path, progress=False)
         assert signal.getsignal(signal.SIGINT) is receive
     finally:
         signal.signal(signal.SIGINT, handler)
@@ -261,7 +262,7 @@ def test_a_second_signal_aborts(tmp_path: Path, feature_splits: Splits) -> None:
 def test_threads_are_taken_from_the_checkpoint(tmp_path: Path, feature_splits: Splits) -> None:
     before = torch.get_num_threads()
     training.train(features(), tmp_path, threads=before + 1, progress=False, stop_after=0)
-    training.train(features(), tmp_path, resume=True, progress=False)
+    training.train(features(), tmp_path, resume=True, progress=False, stop_after=0)
     assert load_tensors(tmp_path / CHECKPOINT)[1]["facts"]["threads"] == before + 1
     assert torch.get_num_threads() == before
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_runs import CLASSES, FeaturePairs, assert_same_run, digits, features, log_lines
+from toy_runs import CLASSES, FeaturePairs, Hooked, assert_same_run, digits, features, log_lines
 
 import iiae_fast
 from iiae_fast import data, objectives, training
-from iiae_fast.data import Batch, Splits
+from iiae_fast.data import Splits
 from iiae_fast.errors import ConfigError, DataError, NonFiniteLossError
 from iiae_fast.storage import load_json, load_tensors
 from iiae_fast.training.setup import validation_interval
@@ -187,10 +187,13 @@ def test_validation_interval() -> None:
     assert validation_interval(6750, 8, 1000) == 2500
 
 
-def test_same_seed_same_run_whatever_the_speed_of_the_data(tmp_path: Path, feature_splits: Splits) -> None:
+def test_same_seed_same_run_whatever_the_speed_of_the_data(
+    tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training.train(features(), tmp_path / "a", progress=False)
     random = np.random.default_rng()
-    feature_splits.train.hook = lambda indices: time.sleep(random.exponential(0.004))  # type: ignore[attr-defined]
+    slow = Hooked(feature_splits.train, lambda: time.sleep(random.exponential(0.004)))
+    monkeypatch.setattr(data, "load", lambda config: replace(feature_splits, train=slow))
     state = torch.get_rng_state()
     training.train(features(), tmp_path / "b", progress=False, checkpoint_seconds=0)
     assert_same_run(tmp_path / "a", tmp_path / "b")
@@ -314,10 +317,14 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, feature_splits: Splits) 
         training.train(features(), tmp_path / "run", progress=False)
 
 
-def test_errors_of_the_data_come_through(tmp_path: Path, feature_splits: Splits) -> None:
-    def fail(indices: np.ndarray) -> Batch:
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_errors_of_the_data_come_through(
+    tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fail() -> None:
         raise DataError("photo.png: truncated")
 
-    feature_splits.valid.hook = fail  # type: ignore[attr-defined]
+    broken = replace(feature_splits, **{part: Hooked(getattr(feature_splits, part), fail)})
+    monkeypatch.setattr(data, "load", lambda config: broken)
     with pytest.raises(DataError, match=r"photo\.png: truncated"):
         training.train(features(), tmp_path, progress=False)

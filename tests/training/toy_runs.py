@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from iiae_fast import presets
 from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
-from iiae_fast.data import Batch
+from iiae_fast.data import Batch, PairedDataset
 from iiae_fast.storage import load_tensors
 
 CLASSES = 4
@@ -44,11 +45,10 @@ def features(epochs: int = 2, **optim: Any) -> Preset:
 
 @dataclass
 class FeaturePairs:
-    """Class centres plus noise, float32 (N, 6) in both domains; ``hook`` is called with the indices of every batch."""
+    """Class centres plus noise, float32 (N, 6) in both domains."""
 
     count: int
     seed: int = 0
-    hook: Callable[[np.ndarray], None] = lambda indices: None
     x: np.ndarray = field(init=False)
     y: np.ndarray = field(init=False)
     labels: np.ndarray | None = field(init=False)
@@ -65,8 +65,32 @@ class FeaturePairs:
         return self.count
 
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> Batch:
-        self.hook(indices)
         return Batch(self.x[indices], self.y[indices], None if self.labels is None else self.labels[indices])
+
+
+class Hooked:
+    """A data set that calls ``hook`` before each batch is made."""
+
+    def __init__(self, dataset: PairedDataset, hook: Callable[[], object]) -> None:
+        self.dataset, self.hook, self.labels = dataset, hook, dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> Batch:
+        self.hook()
+        return self.dataset.batch(indices, epoch)
+
+
+def signal_at(count: int, number: int) -> Callable[[], None]:
+    """A hook that sends this process a signal when it is called for the ``count``-th time."""
+    calls = iter(range(1, 10**9))
+
+    def hook() -> None:
+        if next(calls) == count:
+            os.kill(os.getpid(), number)
+
+    return hook
 
 
 def log_lines(run_dir: Path) -> list[dict[str, Any]]:
