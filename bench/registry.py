@@ -10,14 +10,26 @@ runner makes each contestant, checks what it computes, refuses to time what is w
 
 from __future__ import annotations
 
-__all__ = ["SUITES", "Case", "Contestant", "Settings", "Unavailable", "Work", "cases_of", "importable"]
+__all__ = [
+    "OURS",
+    "RIVALS",
+    "SUITES",
+    "Call",
+    "Case",
+    "Contestant",
+    "Ready",
+    "Settings",
+    "Unavailable",
+    "Work",
+    "cases_of",
+    "importable",
+]
 
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("iiae_latents", "reparameterize", "reconstruction", "philox", "total_correlation", "hsic"),
@@ -26,6 +38,35 @@ SUITES: dict[str, tuple[str, ...]] = {
     "inference": ("inference",),
 }
 """Suite: the modules of its benchmarks, in order."""
+
+
+OURS = {
+    "triton": "this package's Triton kernels",
+    "reference": "this package's plain PyTorch definition of its kernels",
+    "iiae_fast": "this package",
+}
+RIVALS = {
+    "eager": "the same in plain PyTorch, as one would write it",
+    "torch.compile": "that, compiled by inductor",
+    "faiss": "FAISS, exact flat index",
+    "scikit-learn": "scikit-learn and numpy, as the published evaluation does it",
+    "matmul + topk": "torch: one matrix product, then torch.topk",
+    "flashlib": "flashlib, exact nearest neighbours on a GPU",
+    "cuvs": "cuVS brute force on a GPU",
+    "plain": "a plain fp32 PyTorch port of the published code (bench/baselines)",
+    "plain compiled": "that port under torch.compile",
+    "plain tf32": "that port with TF32 matrix products",
+}
+"""Everyone who may compete, for the report's legend and for ``--against``."""
+
+Call = Callable[[], Any]
+
+
+class Ready(NamedTuple):
+    """A call, and what the check looks at in place of its result where that is random."""
+
+    call: Call
+    probe: Call
 
 
 class Unavailable(Exception):
@@ -45,7 +86,7 @@ class Settings:
 
     device: str = "cpu"
     quick: bool = False
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    threads: int = 1
     seed: int = 0
 
 
@@ -73,18 +114,19 @@ class Contestant:
     """One implementation.
 
     Attributes:
-        name: ``"triton"``, ``"eager"``, ``"torch.compile"``, ``"faiss"``, …
-        make: Prepares everything and returns the call to time, whose result the case's check sees. Raises ``Unavailable``.
-        ours: Whether it is this package's.
+        name: A key of ``OURS`` or ``RIVALS``.
+        make: Prepares everything and returns the call to time. Raises ``Unavailable``.
         check: Its own check in place of the case's, where a rival promises less.
-        capturable: Whether the call can be captured in a CUDA graph.
     """
 
     name: str
-    make: Callable[[], Callable[[], Any]]
-    ours: bool = False
+    make: Callable[[], Call | Ready]
     check: Callable[[Any], str] | None = None
-    capturable: bool = True
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this package's."""
+        return self.name in OURS
 
 
 @dataclass(frozen=True)

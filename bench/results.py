@@ -37,9 +37,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "fact": ("run", "name", "value"),
 }  # fmt: skip
-"""Kind: its fields. Times are seconds a call. ``samples`` are in the order taken, and sample i of every contestant of a case was
-taken in the same round; ``calls`` were averaged in each. ``peak_memory`` and ``bytes`` are in bytes. ``cache`` is hot or cold;
-``launch`` is included or replay (of a CUDA graph), or n/a on the CPU."""
+"""Kind: its fields. Times are seconds a call. ``samples`` are in the order taken, sample i of all contestants of a case in the
+same round; ``calls`` were averaged in each. ``peak_memory`` and ``bytes`` are in bytes. ``cache`` is hot or cold; ``launch`` is
+included or replay (of a CUDA graph), or n/a on the CPU."""
 
 _KEY = ("suite", "benchmark", "case", "contestant", "cache", "launch")
 

@@ -7,8 +7,10 @@ every median (from order statistics, so without an assumption about the distribu
 
 from __future__ import annotations
 
-__all__ = ["Clock", "CpuClock", "CudaClock", "Plan", "Timing", "measure", "median_interval"]
+__all__ = ["Clock", "CpuClock", "CudaClock", "Plan", "Timing", "measure", "median_interval", "peak_memory"]
 
+import ctypes
+import gc
 import math
 import random
 import time
@@ -70,21 +72,17 @@ class Clock(Protocol):
     """Times calls on one device, under one condition of cache and launch."""
 
     def prepare(self, call: Call) -> Timed:
-        """What ``seconds`` is given: how often it runs, and perhaps a graph captured from it."""
+        """What ``seconds`` is given: how often it runs, and perhaps a graph captured from it. The call must have run before."""
 
     def seconds(self, timed: Timed) -> float:
         """One sample: seconds a call."""
 
 
-def measure(calls: Mapping[str, Call], clock: Clock, plan: Plan, seed: int = 0) -> dict[str, Timing]:
-    """Time contestants by name, in rounds.
-
-    The calls must have run before: nothing is compiled or allocated for the first time here.
-    """
+def measure(timed: Mapping[str, Timed], clock: Clock, plan: Plan, seed: int = 0) -> dict[str, Timing]:
+    """Time contestants by name, in rounds; each as ``clock.prepare`` gave it."""
     order = random.Random(seed)
-    timed = {name: clock.prepare(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in timed}
+    names = list(timed)
     end = time.perf_counter() + plan.seconds
     for done in range(1, plan.max_rounds + 1):
         order.shuffle(names)
@@ -94,7 +92,7 @@ def measure(calls: Mapping[str, Call], clock: Clock, plan: Plan, seed: int = 0) 
             continue
         if time.perf_counter() >= end or all(_relative_error(samples[name]) <= plan.relative_error for name in names):
             break
-    return {name: _timing(samples[name], timed[name], plan) for name in calls}
+    return {name: _timing(samples[name], timed[name], plan) for name in timed}
 
 
 def _timing(samples: list[float], timed: Timed, plan: Plan) -> Timing:
@@ -213,3 +211,33 @@ class CudaClock:
         end.record()
         torch.cuda.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / (timed.loops * timed.copies)
+
+
+def peak_memory(call: Call, device: str) -> int | None:
+    """Bytes that one call takes at its peak beyond what was there before it; None where the system does not say.
+
+    On a CUDA device the allocator's count; on the CPU the growth of the process's resident set.
+    """
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that the call has to ask for it again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) << 10

@@ -1,0 +1,101 @@
+"""Evidence that needs no GPU: what kernels compile to, what they must move, how many operators and launches there are.
+
+python -m iiae_fast.bench.static --file results.jsonl [--quick]
+"""
+
+from __future__ import annotations
+
+__all__ = ["blocks", "main"]
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from iiae_fast.bench.document import Block, Heading, Paragraph, Table
+from iiae_fast.bench.environment import cores, describe_run
+from iiae_fast.bench.registry import Settings, Unavailable
+from iiae_fast.bench.results import Results, Writer
+
+
+def _resources(settings: Settings) -> dict[str, Any]:
+    """Registers, spills, shared memory and machine instructions of every kernel, compiled ahead of time."""
+    from iiae_fast.kernels import aot
+    from iiae_fast.kernels._registry import INTERPRETED, triton
+
+    if triton is None or INTERPRETED:
+        raise Unavailable("compiling ahead of time needs Triton, and TRITON_INTERPRET not in the environment")
+    targets = ("sm_90",) if settings.quick else tuple(name for name in aot.TARGETS if name.startswith("sm_"))
+    matches = ("bf16 channels_last", "bf16 u8 contiguous laplace tanh") if settings.quick else ("bf16", "fp32")
+    reports = [report for match in matches for report in aot.compile_all(targets, match, settings.threads)]
+    rows = list(dict.fromkeys((report.name, report.target) for report in reports))
+    by_name = {(report.name, report.target): report._asdict() for report in reports}
+    return {"reports": [by_name[row] for row in rows], "triton": triton.__version__}
+
+
+def _counts(settings: Settings) -> dict[str, Any]:
+    from iiae_fast.bench import counts
+
+    return {"rows": counts.count(compiled=not settings.quick)}
+
+
+FACTS: dict[str, Callable[[Settings], Any]] = {"aot": _resources, "counts": _counts}
+"""Name: what gathers it. Each is attempted; one that raises leaves its reason."""
+
+
+def gather(settings: Settings, writer: Writer) -> None:
+    """Write every fact, or why it is missing."""
+    for name, collect in FACTS.items():
+        try:
+            writer.fact(name, collect(settings))
+        except Unavailable as reason:
+            writer.fact(name, {"missing": str(reason)})
+        except Exception as error:
+            writer.fact("failure", {"suite": "static", "what": name, "reason": f"{type(error).__name__}: {error}"[:500]})
+
+
+def blocks(results: Results) -> list[Block]:
+    """The report's section; nothing when no fact was gathered."""
+    page: list[Block] = []
+    for name, show in (("counts", _show_counts), ("aot", _show_resources)):
+        value = results.fact(name)
+        if value is not None:
+            page += [Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value)
+    return [Heading("Counted without a GPU"), *page] if page else []
+
+
+def _show_resources(value: dict[str, Any]) -> list[Block]:
+    columns = ("kernel", "target", ">registers", ">spilled bytes", ">shared bytes", ">instructions", ">widest load", "problem")
+    fields = ("name", "target", "registers", "spills", "shared", "instructions", "load", "problem")
+    rows = [tuple(str(report[field]) for field in fields) for report in value["reports"]]
+    bad = sum(bool(report["problem"]) for report in value["reports"])
+    note = f"{len(rows)} kernels compiled with Triton {value['triton']} without a GPU; {bad} with a problem."
+    return [Heading("Machine code of the Triton kernels", 3), Paragraph(note), Table(columns, rows)]
+
+
+def _show_counts(value: dict[str, Any]) -> list[Block]:
+    rows = [(row["what"], str(row["operators"]), str(row["launches"]), row["note"]) for row in value["rows"]]
+    note = (
+        "From the encoder heads to the total loss and back: operators that PyTorch dispatches (views left out), and kernels "
+        "that a GPU would launch."
+    )
+    columns = ("the loss block of one training step", ">operators", ">launches", "")
+    return [Heading("Operators and launches", 3), Paragraph(note), Table(columns, rows)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Gather the facts into a results file."""
+    parser = argparse.ArgumentParser(prog="python -m iiae_fast.bench.static", description="Evidence that needs no GPU.")
+    parser.add_argument("--file", required=True, type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--command", default="")
+    options = parser.parse_args(arguments)
+    settings = Settings("cpu", options.quick, options.threads)
+    gather(settings, Writer(options.file, describe_run(settings, options.command)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
