@@ -82,8 +82,8 @@ def parse(arguments: list[str]) -> Command | None:
     if arguments == ["--version"]:
         print(__version__)
         return None
-    if len(arguments) > 1 and arguments[0] == "bench" and not arguments[1].startswith("-"):
-        return Bench(arguments[1], tuple(arguments[2:]))  # a benchmark reads its own options
+    if arguments[:1] == ["bench"]:
+        return Bench(tuple(arguments[1:]))  # reads its own options
     if len(arguments) > 1 and arguments[0] == "train":
         if not arguments[1].startswith("-"):
             presets.get(arguments[1])  # names an unknown one, and those there are

@@ -178,21 +178,17 @@ def test_python_m_is_the_same_program(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, __version__, "")
 
 
-def test_benchmarks_are_found_by_their_main(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from iiae_fast import bench
+def test_bench_hands_its_arguments_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from iiae_fast.bench import command
 
-    (tmp_path / "tried_here.py").write_text(
-        '"""Times a thing.\n\nMore."""\nimport sys\n\ndef main():\n    print(sys.argv)\n    return 3\n'
-    )
-    (tmp_path / "helper.py").write_text("raise ImportError('never imported to be listed')\n")
-    monkeypatch.setattr(bench, "__path__", [*bench.__path__, str(tmp_path)])
-    monkeypatch.setattr(sys, "argv", sys.argv)
+    given: list[Sequence[str]] = []
+
+    def measured(arguments: Sequence[str]) -> int:
+        given.append(list(arguments))
+        return 3
+
     assert main(["bench"]) == 0
-    listed = capsys.readouterr().out
-    assert "tried_here" in listed
-    assert "Times a thing." in listed
-    assert "helper" not in listed
-    assert main(["bench", "tried_here", "--rows", "10"]) == 3
-    assert capsys.readouterr().out.strip() == "['iiae bench tried_here', '--rows', '10']"
+    assert "retrieval" in capsys.readouterr().out
+    monkeypatch.setattr(command, "main", measured)
+    assert main(["bench", "--quick", "retrieval", "--threads", "2"]) == 3
+    assert given == [["--quick", "retrieval", "--threads", "2"]]
