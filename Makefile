@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help demo test lint format type aot sanitize clean
+.PHONY: help demo test lint format type aot sanitize bench gpu-suite clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,14 @@ format: $(INSTALLED)  ## Apply them
 
 type: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## Measure everything on this machine; the report goes to bench/results
+	$(BIN)/iiae bench all $(if $(QUICK),--quick)
+
+# On a bare GPU machine there is no .venv and no network: its own python has torch, Triton, pybind11 and pytest.
+gpu-suite:  ## All that needs a GPU, in 9 minutes, into $$OUT (DRY_RUN=1: its plumbing on the CPU; RESUME=folder: the rest)
+	$(or $(wildcard $(BIN)/python),python3) -m iiae_fast.bench.gpu_suite $(if $(BUDGET),--budget $(BUDGET)) \
+		$(if $(RESUME),--resume $(RESUME)) $(if $(DRY_RUN),--dry-run)
 
 clean:  ## Remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info iiae_fast/_C*.so

@@ -26,6 +26,7 @@ from iiae_fast.bench import environment
 from iiae_fast.bench.compare import TOLERANCE, compare, table
 from iiae_fast.bench.registry import OURS, RIVALS, SUITES
 from iiae_fast.bench.results import device_folder, read
+from iiae_fast.bench.worker import PROBLEMS
 from iiae_fast.errors import InputError
 
 RUNS = 3
@@ -178,7 +179,7 @@ def _start(job: _Job, threads: int, limit: float) -> str:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
             process.wait()
-    return "" if code == 0 else f"ended with exit code {code}" if code > 0 else f"killed by signal {-code}"
+    return "" if code in (0, PROBLEMS) else f"ended with exit code {code}" if code > 0 else f"killed by signal {-code}"
 
 
 def _note(file: Path, failures: list[dict[str, str]]) -> None:

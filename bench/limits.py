@@ -22,11 +22,11 @@ def measure_limits(settings: Settings) -> dict[str, float]:
     On a CUDA device ``"tf32"`` and ``"float16"`` too.
     """
     cuda = settings.device == "cuda"
-    size = (1 << 31) if cuda else max(1 << 27, 4 * last_level_cache())
+    size = (1 << 24) if settings.toy else (1 << 31) if cuda else max(1 << 27, 4 * last_level_cache())
     source = torch.ones(size, dtype=torch.uint8, device=settings.device)
     target = torch.empty_like(source)
     found = {"copy": 2 * size / _best(lambda: target.copy_(source), cuda)}
-    n = 8192 if cuda else 512 if settings.quick else 1536
+    n = 64 if settings.toy else 8192 if cuda else 512 if settings.quick else 1536
     dtypes = ("float32", "tf32", "bfloat16", "float16") if cuda else ("float32", "bfloat16")
     for name in dtypes:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)

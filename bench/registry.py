@@ -53,9 +53,8 @@ RIVALS = {
     "matmul + topk": "torch: one matrix product, then torch.topk",
     "flashlib": "flashlib, exact nearest neighbours on a GPU",
     "cuvs": "cuVS brute force on a GPU",
-    "plain": "a plain fp32 PyTorch port of the published code (bench/baselines)",
+    "plain": "a plain PyTorch port of the published code (bench/baselines), fp32 with PyTorch's defaults",
     "plain compiled": "that port under torch.compile",
-    "plain tf32": "that port with TF32 matrix products",
 }
 """Everyone who may compete, for the report's legend and for ``--against``."""
 
@@ -80,6 +79,7 @@ class Settings:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         quick: Fewer and smaller cases.
+        toy: The first case of each benchmark at the smallest size that runs all of its code; implies ``quick``.
         threads: Of every contestant on the CPU.
         seed: Of all inputs.
     """
@@ -88,6 +88,7 @@ class Settings:
     quick: bool = False
     threads: int = 1
     seed: int = 0
+    toy: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,20 +73,28 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 class Writer:
-    """Appends lines, each on disk before the next, so that whatever stops a run leaves all that was measured."""
+    """Appends lines, each on disk before the next, so that whatever stops a run leaves all that was measured.
+
+    Attributes:
+        problems: Lines so far that say that something was refused or failed.
+    """
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
         self._path = path
         self._run = run["run"]
+        self.problems = 0
         self._append({"kind": "run", "schema": SCHEMA, **run})
 
     def timing(self, **fields: Any) -> None:
         """One line of kind timing; the fields of ``FIELDS``, without the run."""
+        self.problems += fields["status"] in ("refused", "failed")
         self._append({"kind": "timing", "run": self._run, **fields})
 
     def fact(self, name: str, value: Any) -> None:
         """One line of kind fact."""
+        self.problems += name == "failure"
         self._append({"kind": "fact", "run": self._run, "name": name, "value": value})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -94,6 +102,16 @@ class Writer:
         assert not missing, f"a line of kind {line['kind']} lacks {missing}"
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a writer that was killed left of its last line."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def read(paths: Iterable[str | Path]) -> Results:

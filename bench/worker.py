@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-__all__ = ["main", "run_case", "run_suite"]
+__all__ = ["PROBLEMS", "main", "run_case", "run_suite"]
 
 import argparse
 import gc
@@ -23,7 +23,11 @@ from iiae_fast.bench.registry import SUITES, Call, Case, Contestant, Ready, Sett
 from iiae_fast.bench.results import Writer, quantiles
 from iiae_fast.bench.timing import Clock, CpuClock, CudaClock, Plan, Timed, Timing, measure, peak_memory
 
-QUICK = Plan(relative_error=0.05, seconds=2.0)
+PROBLEMS = 3
+"""Exit code of a pass that ran to its end but in which something was refused or failed; the file says what."""
+
+TOY = Plan(seconds=0.0, min_rounds=1)
+QUICK = Plan(relative_error=0.05, seconds=1.0, min_rounds=3)
 FULL = Plan(relative_error=0.02, seconds=10.0)
 
 
@@ -44,6 +48,8 @@ def run_suite(suite: str, settings: Settings, plan: Plan, writer: Writer, agains
                 run_case(suite, benchmark, case, settings, plan, writer, against)
                 del case
                 _free(settings)
+                if settings.toy:
+                    break
         except Exception as error:
             traceback.print_exc()
             writer.fact("failure", {"suite": suite, "what": benchmark, "reason": _describe(error)})
@@ -189,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", required=True, type=Path)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--toy", action="store_true")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--against", nargs="*", default=[])
@@ -197,15 +204,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(options.threads)
-    settings = Settings(options.device, options.quick, options.threads, options.seed)
+    settings = Settings(options.device, options.quick or options.toy, options.threads, options.seed, options.toy)
     writer = Writer(options.file, describe_run(settings, options.command))
     if options.suite == "limits":
         from iiae_fast.bench.limits import measure_limits
 
         writer.fact("limits", measure_limits(settings))
         return 0
-    run_suite(options.suite, settings, QUICK if settings.quick else FULL, writer, options.against)
-    return 0
+    plan = TOY if settings.toy else QUICK if settings.quick else FULL
+    run_suite(options.suite, settings, plan, writer, options.against)
+    return PROBLEMS if writer.problems else 0
 
 
 if __name__ == "__main__":

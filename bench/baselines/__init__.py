@@ -1,0 +1,1 @@
+"""Rivals that are written out here because nobody publishes them."""

@@ -1,0 +1,187 @@
+"""What single steps of the GPU suite do, each in a process of its own; ``gpu_suite`` starts them.
+
+python -m iiae_fast.bench.gpu_steps STEP --out FOLDER [--toy]
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_TOOLS = ("nvcc", "nvidia-smi", "compute-sanitizer", "ncu", "nsys", "cuobjdump", "g++")
+_PACKAGES = ("torch", "triton", "numpy", "sklearn", "pybind11", "pytest", "matplotlib", "safetensors", "faiss", "onnxruntime")
+_NEEDED_RECALL = 0.9  # of the short run: far above chance (1/360), below what the whole run reaches
+
+
+def environment(out: Path, toy: bool) -> int:
+    """Print what there is: device, driver, tools, packages."""
+    import torch
+
+    print(f"python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, device present: {torch.cuda.is_available()}")
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_properties(0))
+        subprocess.run(["nvidia-smi"], check=False)
+        subprocess.run(["nvidia-smi", "-q", "-d", "CLOCK,PERFORMANCE"], check=False)
+    for name in _TOOLS:
+        print(f"{name}: {shutil.which(name) or 'not on PATH'}")
+    for name in _PACKAGES:
+        print(f"{name}: {'installed' if importlib.util.find_spec(name) else 'not installed'}")
+    return 0 if toy or torch.cuda.is_available() else _fail("no CUDA device")
+
+
+def build(out: Path, toy: bool) -> int:
+    """Build the extension in place, and import it. Toy: only where it cannot be imported yet."""
+    check = [sys.executable, "-c", "from iiae_fast import _C; print(_C.__file__)"]
+    if toy and subprocess.run(check, check=False).returncode == 0:
+        return 0
+    code = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=_ROOT, check=False).returncode
+    return code or subprocess.run(check, check=False).returncode
+
+
+def touch(out: Path, toy: bool) -> int:
+    """Run every kernel once, forward and backward, at sizes that leave ragged blocks: for compute-sanitizer and profilers."""
+    import torch
+
+    from iiae_fast import kernels
+
+    device = "cpu" if toy else "cuda"
+    backend = "reference" if toy else "triton"
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).requires_grad_()
+
+    for order in (torch.contiguous_format, torch.channels_last):
+        shared = [random(3, 10, 5, 7).to(memory_format=order) for _ in range(3)]
+        exclusive = [random(3, 6) for _ in range(2)]
+        latents = kernels.iiae_latents(exclusive[0], shared[0], exclusive[1], *shared[1:], seed=1, backend=backend)
+        images = [random(3, 3, 33, 31).to(memory_format=order) for _ in range(2)]
+        targets = [torch.randint(256, image.shape, dtype=torch.uint8, device=device) for image in images]
+        for likelihood, activation in (("laplace", "tanh"), ("gaussian", "sigmoid"), ("bernoulli", None)):
+            losses = kernels.reconstruction(
+                (images[0], images[1]),
+                (targets[0], targets[1]),
+                likelihood=likelihood,
+                activation=activation,
+                backend=backend,
+            )
+            (losses[0].sum() + 2 * losses[1].sum()).backward()  # type: ignore[no-untyped-call]
+        z, kl = kernels.reparameterize(shared[0], shared[1], seed=2, backend=backend)
+        (latents.z_s.sum() + latents.kl.sum() + z.sum() + kl.sum()).backward()  # type: ignore[no-untyped-call]
+        kernels.philox_normal((1001,), torch.tensor([3], device=device), 0, backend=backend)
+    if not toy:
+        torch.cuda.synchronize()
+    print("every kernel ran")
+    return 0
+
+
+def train(out: Path, toy: bool) -> int:
+    """Train on the embedded digits for a minute and retrieve; fails below 90 % R@1."""
+    import dataclasses
+    import tempfile
+
+    from iiae_fast import data, load, presets, training
+    from iiae_fast.bench.environment import describe_run
+    from iiae_fast.bench.registry import Settings
+    from iiae_fast.bench.results import Writer
+
+    device = "cpu" if toy else "cuda"
+    preset = presets.get("digits-cdcb", image_size=16 if toy else None)
+    if toy:
+        small = dataclasses.replace(preset.model, n_shared=2, n_exclusive=2, n_decoder=2)
+        preset = dataclasses.replace(preset, model=small, optim=dataclasses.replace(preset.optim, batch_size=256, epochs=1))
+    with tempfile.TemporaryDirectory() as folder:
+        result = training.train(preset, Path(folder) / "run", device=device, progress=False, stop_after=60)
+        found = training.evaluate(load(result.run_dir, device=device), data.load(preset.data).test, metric="sqeuclidean")
+    facts = {
+        "preset": preset.name,
+        "steps": result.step,
+        "finished": result.finished,
+        "seconds": result.seconds,
+        "pairs_per_second": result.pairs_per_second,
+        **{f"{code} {way}": found[code][way] for code in ("shared", "exclusive") for way in ("x_to_y", "y_to_x")},
+    }
+    settings = Settings(device)
+    Writer(out / "results.jsonl", describe_run(settings, "gpu_suite: train")).fact("training run", facts)
+    print(facts)
+    worst = min(found["shared"]["x_to_y"], found["shared"]["y_to_x"])
+    return 0 if toy or worst >= _NEEDED_RECALL else _fail(f"R@1 {worst:.3f} is below {_NEEDED_RECALL}")
+
+
+def profile(out: Path, toy: bool) -> int:
+    """Profile training steps: a table of operators and kernels in ``profile.txt``, and the launches per step."""
+    import itertools
+
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from iiae_fast.bench.registry import Ready, Settings
+    from iiae_fast.bench.training import cases
+
+    device = "cpu" if toy else "cuda"
+    steps = 2 if toy else 20
+    case = next(iter(cases(Settings(device, quick=True, toy=toy))))
+    ready = next(one for one in case.contestants if one.ours).make()
+    assert isinstance(ready, Ready)
+    for _ in range(3):
+        ready.call()
+    activities = [ProfilerActivity.CPU] + ([] if toy else [ProfilerActivity.CUDA])
+    with profiler(activities=activities) as record:
+        for _ in range(steps):
+            ready.call()
+        if not toy:
+            torch.cuda.synchronize()
+    averages = record.key_averages()
+    launches = sum(one.count for one in averages if "LaunchKernel" in one.key) / steps
+    order = "self_cpu_time_total" if toy else "self_device_time_total"
+    text = f"{case.name}, {steps} steps\nkernel launches per step: {launches:g}\n\n" + averages.table(
+        sort_by=order, row_limit=40
+    )
+    (out / "profile.txt").write_text(text + "\n")
+    print("\n".join(itertools.islice(text.splitlines(), 12)))
+    return 0
+
+
+def report(out: Path, toy: bool) -> int:
+    """Write the report of everything measured so far."""
+    from iiae_fast.bench.report import write_report
+    from iiae_fast.bench.results import read
+
+    for path in write_report(read([out / "results.jsonl"]), out, "report"):
+        print(path)
+    return 0
+
+
+def _fail(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return 1
+
+
+STEPS: dict[str, Callable[[Path, bool], int]] = {
+    step.__name__: step for step in (environment, build, touch, train, profile, report)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one step."""
+    parser = argparse.ArgumentParser(prog="python -m iiae_fast.bench.gpu_steps", description="One step of the GPU suite.")
+    parser.add_argument("step", choices=list(STEPS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--toy", action="store_true", help="on the CPU, at toy sizes")
+    options = parser.parse_args(arguments)
+    return STEPS[options.step](options.out, options.toy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
