@@ -86,7 +86,9 @@ def test_layouts_are_kept() -> None:
 
 
 def test_same_seed_same_bits_and_layout_does_not_matter() -> None:
-    first, again, other = (run(*make_heads(2, layout=layout), backend="triton") for layout in ("contiguous",) * 2 + ("rows_last",))
+    first, again, other = (
+        run(*make_heads(2, layout=layout), backend="triton") for layout in ("contiguous",) * 2 + ("rows_last",)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], other[:3]))
     assert not torch.equal(first.z_s, iiae_latents(*make_heads(2), seed=10, backend="triton").z_s)
