@@ -63,7 +63,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         values = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict) or "checksum" not in values:
         raise CheckpointError(f"{path}: no checksum in it; not written by iiae_fast, or altered")
@@ -103,9 +103,9 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         checksum, text = json.loads(header["iiae"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: truncated, altered, or not written by iiae_fast ({error})") from None
-    if checksum != _tensor_checksum(tensors, text):
+    if not isinstance(text, str) or checksum != _tensor_checksum(tensors, text):
         raise CheckpointError(f"{path}: altered since it was written (checksum differs)")
     metadata: dict[str, Any] = json.loads(text)
     return tensors, metadata

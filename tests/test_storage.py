@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from iiae_fast.errors import CheckpointError
 from iiae_fast.storage import load_json, load_tensors, save_json, save_tensors, write_atomic
@@ -53,6 +54,14 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
             load_tensors(path)
 
 
+@pytest.mark.parametrize("entry", ["5", '["x", 5]', '["x", null]', '{"a": 1, "b": 2}', "[" * 100_000])
+def test_a_forged_header_is_refused(tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(save({"a": torch.arange(4.0)}, metadata={"iiae": entry}))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+        load_tensors(path)
+
+
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.arange(4.0)})
@@ -68,7 +77,7 @@ def test_altered_json_is_refused(tmp_path: Path) -> None:
     save_json(path, {"dropout": 0.5, "name": "a"})
     assert load_json(path) == {"dropout": 0.5, "name": "a"}
     text = path.read_text()
-    for changed in (text.replace("0.5", "0.4"), text[:-20], "{}", "[]", '{"dropout": 0.5}'):
+    for changed in (text.replace("0.5", "0.4"), text[:-20], "{}", "[]", '{"dropout": 0.5}', "[" * 100_000):
         path.write_text(changed)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_json(path)
