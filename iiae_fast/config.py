@@ -6,6 +6,7 @@ __all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "Prese
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -109,7 +110,6 @@ class ObjectiveConfig:
     """Weights of the loss (paper, equation 9, in the published code's form).
 
     Attributes:
-        name: Which objective is minimized; see ``iiae_fast.objectives``.
         likelihood: ``"laplace"`` is the L1 reconstruction loss (images), ``"gaussian"`` the squared one (features).
         reconstruction_weight: Factor on the mean over batch and elements of the reconstruction loss.
         elbo_weight: ω, the published BETA.
@@ -117,9 +117,9 @@ class ObjectiveConfig:
         kl_annealing_steps: τ of a_t = 1 − exp(−t/τ), in optimizer steps (the published ``ar``). 0 switches annealing off.
         class_weight: Factor on the classifier's cross-entropy (feature family with ``classes``).
         beta: Factor of ``beta_vae`` (KL terms), ``total_correlation`` and ``hsic`` (their penalties).
+        name: Which objective is minimized; see ``iiae_fast.objectives``.
     """
 
-    name: ObjectiveName = "iiae"
     likelihood: Likelihood = "laplace"
     reconstruction_weight: float = 1000.0
     elbo_weight: float = 0.2
@@ -127,6 +127,7 @@ class ObjectiveConfig:
     kl_annealing_steps: float = 25000.0
     class_weight: float = 0.0
     beta: float = 4.0
+    name: ObjectiveName = "iiae"
 
     def __post_init__(self) -> None:
         _choices(self)
@@ -172,8 +173,9 @@ class DataConfig:
     Attributes:
         kind: ``"digits-cdcb"`` (embedded), ``"mnist-cdcb"`` (idx files), ``"side-by-side"`` (pix2pix images),
             ``"two-folders"`` (equal file names), ``"views"`` (one object per name, several views), ``"features"`` (npz).
-        root: Folder or file; None means ``IIAE_DATA`` (or the embedded data). See the README's table of layouts.
-        image_size: Side to which images are brought.
+        root: Folder or file; None means ``IIAE_DATA`` (or the embedded data). See the README's table of layouts. A ``Path`` is
+            kept as text.
+        image_size: Side to which images are brought, at most 1024.
         swap: Exchange the two domains.
         valid_fraction: Share of the training pairs held out for choosing the best checkpoint, where no split is published.
         test_fraction: Share held out for testing, where no split is published.
@@ -194,7 +196,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _choices(self)
+        if self.root is not None:
+            _check(isinstance(self.root, (str, os.PathLike)), "root", self.root, "a path, or None")
+            object.__setattr__(self, "root", os.fspath(self.root))
         _positive_int(self, "image_size")
+        _check(self.image_size <= 1024, "image_size", self.image_size, "a whole number from 1 to 1024")
         for name in ("valid_fraction", "test_fraction"):
             _finite(self, name)
             _check(getattr(self, name) < 1, name, getattr(self, name), "a share from 0 to below 1")

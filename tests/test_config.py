@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,8 @@ from iiae_fast.errors import ConfigError, MissingExtraError, require
         (lambda: OptimConfig(seed=-1), "seed=-1"),
         (lambda: DataConfig(kind="tape"), "kind='tape'"),
         (lambda: DataConfig(valid_fraction=1.0), "valid_fraction=1.0"),
+        (lambda: DataConfig(root=3), "root=3: accepted is a path, or None"),
+        (lambda: DataConfig(image_size=100_000_000), "image_size=100000000: accepted is a whole number from 1 to 1024"),
         (lambda: Preset.from_dict({"model": {"widht": 3}}), "Preset.model: unknown setting 'widht'"),
         (lambda: Preset.from_dict({"model": 3}), "Preset.model: expected a table of values, got int"),
     ],
@@ -49,6 +52,18 @@ def test_presets_survive_json(name: str, size: int | None) -> None:
     assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
     if preset.model.family != "feature":
         assert preset.model.image_size == preset.data.image_size == (size or preset.model.image_size)
+
+
+def test_a_root_given_as_a_path_survives_json() -> None:
+    preset = Preset(data=DataConfig("side-by-side", root=Path("photos")))
+    assert preset.data.root == "photos"
+    assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+
+
+def test_objective_takes_its_weights_in_the_published_order() -> None:
+    assert ObjectiveConfig("gaussian", 10.0, 0.5, 2.0, 30.0) == ObjectiveConfig(
+        likelihood="gaussian", reconstruction_weight=10.0, elbo_weight=0.5, interaction_weight=2.0, kl_annealing_steps=30.0
+    )
 
 
 def test_published_settings() -> None:

@@ -117,7 +117,7 @@ def test_classifier() -> None:
     )
     x, y, labels = torch.randn(6, 8), torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     out = model(x, y, seed=0)
-    weighted = ObjectiveConfig("iiae", "gaussian", 10.0, class_weight=2.0)
+    weighted = ObjectiveConfig("gaussian", 10.0, class_weight=2.0)
     terms = objectives.iiae(out, x, y, weighted, labels=labels)
     without = objectives.iiae(out, x, y, weighted)
     assert terms.classification is not None
