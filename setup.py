@@ -27,7 +27,7 @@ def cpu_extension() -> Pybind11Extension:
         "iiae_fast._C",
         sorted(str(path) for path in CSRC.rglob("*.cpp")),
         include_dirs=[str(CSRC)],
-        depends=sorted(str(path) for path in CSRC.rglob("*.h")),
+        depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in CSRC.rglob(pattern)),
         cxx_std=20,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
