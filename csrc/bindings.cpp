@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "canonical.h"
+#include "cpu/kernels.h"
 #include "cpu/ranking.h"
 #include "cpu/search.h"
 #include "cpu/validate.h"
@@ -228,6 +229,14 @@ py::array_t<double> lift(const py::array& array, const std::string& dtype, const
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The exact retrieval engine. Use it through iiae_fast.retrieval.";
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const iiae::Kernels* one : iiae::supported_kernels()) names.emplace_back(one->name);
+    return names;
+  });
+  m.def("instruction_set", [] { return std::string(iiae::kernels().name); });
+  m.def("select_instruction_set", &iiae::select_kernels, py::arg("name"));
+  m.def("select_method", &iiae::select_method, py::arg("name"));
   m.def("validate", &validate, py::arg("rows"), py::arg("dtype"), py::arg("metric"), py::arg("name"), py::arg("start"),
         py::arg("threads"));
   m.def("lift", &lift, py::arg("rows"), py::arg("dtype"), py::arg("metric"), py::arg("threads"));

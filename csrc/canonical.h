@@ -1,4 +1,4 @@
-// The canonical distance: the definition that every search path must agree with, bit for bit.
+// The canonical distance (its code is in canonical.inl): the definition that every search path must agree with, bit for bit.
 //
 // Inputs are converted to float64 (exactly: every accepted dtype is a subset of it). A sum over i of t_i is always taken
 // in 16 interleaved lanes, lane j adding t_j, t_{j+16}, ... in that order from +0, and then folded in halves: lane j takes
@@ -19,7 +19,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "rows.h"
 
@@ -29,32 +28,10 @@ inline constexpr std::size_t kLanes = 16;
 inline constexpr double kLogvarMin = -14.0;
 inline constexpr double kLogvarMax = 9.21035;
 
-// A row in float64, ready for canonical_distance.
-struct CanonicalRow {
-  std::vector<double> values;  // lifted_dim
-  double sq_norm = 0.0;        // cosine only
-
-  explicit CanonicalRow(std::size_t lifted_dim) : values(lifted_dim) {}
-};
-
 inline bool is_gaussian(Metric metric) { return metric == Metric::kGaussianKL || metric == Metric::kGaussianW2; }
 
 // Values of a row after lifting: gaussian_kl keeps [m | l | exp(l)], gaussian_w2 [m | exp(l/2)].
 inline std::size_t lifted_dim(Metric metric, std::size_t dim) { return metric == Metric::kGaussianKL ? dim / 2 * 3 : dim; }
-
-template <class Term>
-inline double lane_sum(std::size_t n, Term term) {
-  double lanes[kLanes] = {};
-  std::size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
-  }
-  for (std::size_t j = 0; i + j < n; ++j) lanes[j] += term(i + j);
-  for (std::size_t width = kLanes / 2; width >= 1; width /= 2) {
-    for (std::size_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
-}
 
 // Clamps and lifts one packed Gaussian row [mean | logvar] of `dim` values.
 inline void lift(Metric metric, std::size_t dim, const double* packed, double* out) {
@@ -71,56 +48,12 @@ inline void lift(Metric metric, std::size_t dim, const double* packed, double* o
   }
 }
 
-// Converts row i of `rows`; Gaussian rows must be lifted already (see lift).
-inline void load_row(const Rows& rows, std::size_t i, Metric metric, CanonicalRow& out) {
-  double* values = out.values.data();
-  with_type(rows.dtype, rows.row(i), [&](const auto* source) {
-    for (std::size_t j = 0; j < rows.dim; ++j) values[j] = to_double(source[j]);
-  });
-  if (metric != Metric::kCosine) return;
-  if (rows.dtype == DType::kFloat64) {
-    double largest = 0.0;
-    for (std::size_t j = 0; j < rows.dim; ++j) largest = std::fmax(largest, std::fabs(values[j]));
-    const int exponent = largest > 0.0 ? std::ilogb(largest) : 0;
-    for (std::size_t j = 0; j < rows.dim; ++j) values[j] = std::scalbn(values[j], -exponent);
-  }
-  out.sq_norm = lane_sum(rows.dim, [&](std::size_t j) { return values[j] * values[j]; });
-}
-
-// The canonical distance of two rows in float64, before its rounding to fp32. `dim` counts lifted values.
-inline double canonical_distance(Metric metric, std::size_t dim, const CanonicalRow& query, const CanonicalRow& row) {
-  const double* q = query.values.data();
-  const double* x = row.values.data();
-  const auto dot = [&] { return lane_sum(dim, [&](std::size_t i) { return q[i] * x[i]; }); };
-  const auto squared = [&] {
-    return lane_sum(dim, [&](std::size_t i) {
-      const double difference = q[i] - x[i];
-      return difference * difference;
-    });
-  };
-  switch (metric) {
-    case Metric::kSqEuclidean:
-    case Metric::kGaussianW2:
-      return squared();
-    case Metric::kEuclidean:
-      return std::sqrt(squared());
-    case Metric::kInnerProduct:
-      return dot();
-    case Metric::kCosine: {
-      if (query.sq_norm == 0.0 || row.sq_norm == 0.0) return 1.0;
-      return std::fmax(0.0, 1.0 - dot() / std::sqrt(query.sq_norm * row.sq_norm));
-    }
-    case Metric::kGaussianKL: {
-      const std::size_t half = dim / 3;
-      const double sum = lane_sum(half, [&](std::size_t i) {
-        const double difference = q[i] - x[i];
-        const double ratio = (q[2 * half + i] + difference * difference) / x[2 * half + i];
-        return ((x[half + i] - q[half + i]) + ratio) - 1.0;
-      });
-      return std::fmax(0.0, 0.5 * sum);
-    }
-  }
-  throw std::logic_error("unknown metric");
+// Scales by the power of two that brings the largest magnitude into [1, 2).
+inline void scale_to_one(double* values, std::size_t dim) {
+  double largest = 0.0;
+  for (std::size_t j = 0; j < dim; ++j) largest = std::fmax(largest, std::fabs(values[j]));
+  const int exponent = largest > 0.0 ? std::ilogb(largest) : 0;
+  for (std::size_t j = 0; j < dim; ++j) values[j] = std::scalbn(values[j], -exponent);
 }
 
 // (distance, index) as one integer: smaller is better, ties go to the lowest index. Indices stay below 2^32.

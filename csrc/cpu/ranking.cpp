@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/brute_force.h"
+#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
 namespace iiae {
@@ -29,18 +31,22 @@ void Ranking::for_each_pair(const Rows& rows, std::size_t start, const std::int6
   parallel_for(groups, threads_, [&](std::size_t task) {
     const std::size_t first = task * kQueryGroup;
     const std::size_t last = std::min(first + kQueryGroup, queries_.count);
-    std::vector<CanonicalRow> group(last - first, CanonicalRow(rows.dim));
-    for (std::size_t q = first; q < last; ++q) load_row(queries_, q, metric_, group[q - first]);
-    CanonicalRow row(rows.dim);
+    const Kernels& table = kernels();
+    std::vector<CanonicalQuery> group;
+    for (std::size_t q = first; q < last; ++q) group.emplace_back(table, metric_, queries_, q);
+    std::vector<double> row(rows.dim);
+    double sq_norm = 0.0;
     for (std::size_t i = 0; i < rows.count; ++i) {
       const std::size_t index = start + i;
       bool loaded = false;
       for (std::size_t q = first; q < last; ++q) {
         if ((labels_[q] == labels[i]) != relevant) continue;
         if (exclude_ && exclude_[q] == static_cast<std::int64_t>(index)) continue;
-        if (!loaded) load_row(rows, i, metric_, row);
+        if (!loaded) sq_norm = table.load_row(rows, i, metric_, row.data());
         loaded = true;
-        each(q, make_key(metric_, canonical_distance(metric_, rows.dim, group[q - first], row), index));
+        const CanonicalQuery& query = group[q - first];
+        const double distance = table.distance(metric_, row.size(), query.values.data(), query.sq_norm, row.data(), sq_norm);
+        each(q, make_key(metric_, distance, index));
       }
     }
   });

@@ -1,48 +1,91 @@
 #include "cpu/search.h"
 
+#include <atomic>
 #include <limits>
-#include <mutex>
+#include <numeric>
+#include <stdexcept>
 
-#include "canonical.h"
+#include "cpu/brute_force.h"
+#include "cpu/kernels.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
+#include "cpu/scan.h"
 
 namespace iiae {
 
 namespace {
 
-constexpr std::size_t kQueryGroup = 8;  // queries that share one conversion of a row to float64
+enum class Method { kAuto, kBruteForce, kInt8, kInt16, kFloat32 };
+std::atomic<Method> selected{Method::kAuto};
+
+// A scan has to pack the rows, which costs as much as a few queries by brute force.
+constexpr std::size_t kScanQueries = 4;
+constexpr std::size_t kScanRows = 512;
+constexpr std::size_t kScanShare = 8;  // a scan pays if k is at most this share of the rows
+
+Method choose(const Kernels& kernels, std::size_t queries, std::size_t rows, std::size_t width, std::size_t k) {
+  Method method = selected;
+  if (method == Method::kAuto) {
+    const bool scan = queries >= kScanQueries && rows >= kScanRows && k <= rows / kScanShare;
+    method = !scan ? Method::kBruteForce : kernels.fast_int8 ? Method::kInt8 : Method::kInt16;
+  }
+  if (method == Method::kInt8 && width > max_width(Format::kInt8)) method = Method::kInt16;
+  if (method != Method::kBruteForce && width > max_width(Format::kInt16)) method = Method::kBruteForce;
+  return method;
+}
+
+// Rows that masks which all queries share leave; those masks are done with then.
+Piece make_piece(const Rows& rows, std::size_t start, Filter& filter) {
+  Piece piece{rows, start, {}, false};
+  for (std::optional<Mask>* mask : {&filter.allowed, &filter.excluded}) {
+    if (!*mask || (*mask)->query_stride != 0) continue;
+    const bool wanted = mask == &filter.allowed;
+    if (!piece.selected) {
+      piece.ids.resize(rows.count);
+      std::iota(piece.ids.begin(), piece.ids.end(), 0u);
+      piece.selected = true;
+    }
+    std::erase_if(piece.ids, [&](std::uint32_t id) { return (*mask)->at(0, id) != wanted; });
+    mask->reset();
+  }
+  return piece;
+}
 
 }  // namespace
+
+void select_method(const std::string& name) {
+  static constexpr std::pair<const char*, Method> kNames[] = {{"auto", Method::kAuto},
+                                                              {"brute_force", Method::kBruteForce},
+                                                              {"int8", Method::kInt8},
+                                                              {"int16", Method::kInt16},
+                                                              {"float32", Method::kFloat32}};
+  for (const auto& [known, method] : kNames) {
+    if (name == known) {
+      selected = method;
+      return;
+    }
+  }
+  throw std::invalid_argument("method '" + name + "' is not known; known are auto, brute_force, int8, int16, float32");
+}
 
 Searcher::Searcher(const Rows& queries, Metric metric, std::size_t k, std::size_t threads)
     : queries_(queries), metric_(metric), k_(k), threads_(threads), best_(queries.count, TopK(k)) {}
 
 void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter) {
-  const std::size_t groups = (queries_.count + kQueryGroup - 1) / kQueryGroup;
-  if (groups == 0 || rows.count == 0) return;
-  // Few queries: split the rows too, so that one query uses all threads.
-  const std::size_t parts = std::min(rows.count, std::max<std::size_t>(1, 4 * threads_ / groups));
-  std::mutex mutex;
-  parallel_for(groups * parts, threads_, [&](std::size_t task) {
-    const std::size_t first = task / parts * kQueryGroup;
-    const std::size_t last = std::min(first + kQueryGroup, queries_.count);
-    const std::size_t part = task % parts;
-    const std::size_t row_begin = part * rows.count / parts;
-    const std::size_t row_end = (part + 1) * rows.count / parts;
-    std::vector<CanonicalRow> group(last - first, CanonicalRow(rows.dim));
-    std::vector<TopK> found(last - first, TopK(k_));
-    for (std::size_t q = first; q < last; ++q) load_row(queries_, q, metric_, group[q - first]);
-    CanonicalRow row(rows.dim);
-    for (std::size_t i = row_begin; i < row_end; ++i) {
-      load_row(rows, i, metric_, row);
-      for (std::size_t q = first; q < last; ++q) {
-        if (!filter.passes(q, i, start + i)) continue;
-        found[q - first].push(make_key(metric_, canonical_distance(metric_, rows.dim, group[q - first], row), start + i));
-      }
-    }
-    const std::lock_guard lock(mutex);
-    for (std::size_t q = first; q < last; ++q) best_[q].merge(found[q - first]);
-  });
+  if (queries_.count == 0) return;
+  Filter remaining = filter;
+  const Piece piece = make_piece(rows, start, remaining);
+  if (piece.count() == 0) return;
+  std::vector<std::uint32_t> which(queries_.count);
+  std::iota(which.begin(), which.end(), 0u);
+  const Kernels& table = kernels();
+  const Method method = choose(table, queries_.count, piece.count(), rows.dim, k_);
+  if (method == Method::kBruteForce) {
+    brute_force(table, metric_, queries_, which, piece, remaining, k_, threads_, best_);
+    return;
+  }
+  const Format format = method == Method::kInt8 ? Format::kInt8 : method == Method::kInt16 ? Format::kInt16 : Format::kFloat32;
+  certified_scan(table, format, metric_, queries_, which, piece, remaining, k_, threads_, best_);
 }
 
 void Searcher::write(float* distances, std::int64_t* indices) {

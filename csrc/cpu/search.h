@@ -1,37 +1,14 @@
 // Exact nearest neighbours of a set of queries in a database that is scanned in one or many pieces.
 #pragma once
 
-#include <optional>
+#include <string>
 #include <vector>
 
+#include "cpu/filter.h"
 #include "cpu/top_k.h"
 #include "rows.h"
 
 namespace iiae {
-
-// One byte for every (query, row), nonzero for true; query_stride 0 shares one row of bytes among all queries.
-struct Mask {
-  const std::uint8_t* data;
-  std::ptrdiff_t query_stride;
-  std::ptrdiff_t row_stride;
-
-  bool at(std::size_t query, std::size_t row) const {
-    return data[static_cast<std::ptrdiff_t>(query) * query_stride + static_cast<std::ptrdiff_t>(row) * row_stride] != 0;
-  }
-};
-
-// Which rows a query may not be given. Masks count rows from the start of the piece, `ids` from that of the database.
-struct Filter {
-  std::optional<Mask> allowed;
-  std::optional<Mask> excluded;
-  const std::int64_t* ids = nullptr;  // (Q,), a row that query must not get; negative for none
-
-  bool passes(std::size_t query, std::size_t row, std::size_t index) const {
-    if (ids && ids[query] == static_cast<std::int64_t>(index)) return false;
-    if (allowed && !allowed->at(query, row)) return false;
-    return !(excluded && excluded->at(query, row));
-  }
-};
 
 class Searcher {
  public:
@@ -52,5 +29,9 @@ class Searcher {
   std::size_t threads_;
   std::vector<TopK> best_;  // (Q,)
 };
+
+// How searches are done: "auto", or always by "brute_force", or by a certified scan in "int8", "int16" or "float32". It changes
+// the time they take and nothing else; tests use it to reach every path.
+void select_method(const std::string& name);
 
 }  // namespace iiae

@@ -13,9 +13,6 @@ class TopK {
  public:
   explicit TopK(std::size_t k) : k_(k) {}
 
-  // No key at or above this can still enter.
-  Key threshold() const { return threshold_; }
-
   void push(Key key) {
     if (key >= threshold_) return;
     keys_.push_back(key);
@@ -24,6 +21,12 @@ class TopK {
 
   void merge(const TopK& other) {
     for (const Key key : other.keys_) push(key);
+  }
+
+  // The k-th smallest key so far; kNoKey while there are fewer.
+  Key kth() {
+    if (keys_.size() >= k_) shrink();
+    return threshold_;
   }
 
   // The k smallest (or all, if there were fewer), ascending.
@@ -42,7 +45,7 @@ class TopK {
   }
 
   std::size_t k_;
-  Key threshold_ = kNoKey;
+  Key threshold_ = kNoKey;  // no key above this can still enter
   std::vector<Key> keys_;
 };
 

@@ -9,16 +9,29 @@ import torch
 from cases import Case, cases
 from hypothesis import given, settings
 
+from iiae_fast import _C
 from iiae_fast.retrieval import METRICS, FlatIndex, search
+
+METHODS = ("brute_force", "int8", "int16", "float32", "auto")
 
 
 def check(case: Case) -> None:
-    """Assert that the engine returns what the oracle does."""
+    """Assert that the engine returns what the oracle does, by every method on every instruction set of this machine."""
     index = FlatIndex(case.rows, case.metric)
-    hits = index.search(case.queries, case.k, allowed=case.permitted, threads=case.threads)
     expected = oracle.search(case.exact_queries, case.exact_rows, case.k, case.metric, case.permitted)
-    np.testing.assert_array_equal(np.asarray(hits.indices), expected[1])
-    np.testing.assert_array_equal(np.asarray(hits.distances), expected[0])
+    best = _C.instruction_set()
+    try:
+        for instruction_set in _C.instruction_sets():
+            _C.select_instruction_set(instruction_set)
+            for method in METHODS:
+                _C.select_method(method)
+                hits = index.search(case.queries, case.k, allowed=case.permitted, threads=case.threads)
+                where = f"{method} on {instruction_set}"
+                np.testing.assert_array_equal(np.asarray(hits.indices), expected[1], where)
+                np.testing.assert_array_equal(np.asarray(hits.distances), expected[0], where)
+    finally:
+        _C.select_instruction_set(best)
+        _C.select_method("auto")
 
 
 @settings(max_examples=300, deadline=None)
@@ -37,6 +50,13 @@ def test_equals_oracle_many_rows(case: Case) -> None:
 @given(cases(max_rows=40, max_dim=1500))
 def test_equals_oracle_many_columns(case: Case) -> None:
     check(case)
+
+
+def test_unknown_instruction_set_and_method() -> None:
+    with pytest.raises(ValueError, match=r"'sse9' is not available here; available are .*scalar"):
+        _C.select_instruction_set("sse9")
+    with pytest.raises(ValueError, match="'guess' is not known"):
+        _C.select_method("guess")
 
 
 @pytest.mark.parametrize("metric", METRICS)

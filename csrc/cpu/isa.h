@@ -1,0 +1,43 @@
+// The kernel tables of every instruction set, and the means to compile one file for one instruction set.
+//
+// Only what lies between IIAE_TARGET_BEGIN and IIAE_TARGET_END is compiled for the instruction set, inside an anonymous
+// namespace: nothing that another file might share, such as a function of the standard library, ever is.
+#pragma once
+
+#include "cpu/kernels.h"
+
+#define IIAE_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define IIAE_TARGET_BEGIN(features) IIAE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define IIAE_TARGET_END IIAE_PRAGMA(clang attribute pop)
+#elif defined(__GNUC__)
+#define IIAE_TARGET_BEGIN(features) IIAE_PRAGMA(GCC push_options) IIAE_PRAGMA(GCC target(features))
+#define IIAE_TARGET_END IIAE_PRAGMA(GCC pop_options)
+#endif
+
+namespace iiae {
+
+namespace scalar {
+extern const Kernels kKernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512_vnni {
+extern const Kernels kKernels;
+}
+#endif
+#if defined(__aarch64__)
+namespace neon {
+extern const Kernels kKernels;
+}
+namespace neon_dot {
+extern const Kernels kKernels;
+}
+#endif
+
+}  // namespace iiae

@@ -1,0 +1,71 @@
+// The inner loops, one table of them for every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "canonical.h"
+#include "cpu/packed.h"
+#include "rows.h"
+
+namespace iiae {
+
+// Called for a query and the 16 rows of a group of which those in `mask` are candidates. `sums` holds 16 values of
+// product + init, int32 or float. It may change the bounds of that query.
+using HitFunction = void (*)(void* context, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums);
+
+struct ScanTask {
+  const Strip* strip;
+  Format format;
+  std::size_t steps;
+  const std::byte* queries;  // tiles of Kernels::tile queries, [tile][step][query][4 bytes]; the last tile may be narrower
+  std::size_t query_count;
+  const QueryBound* bounds;  // (query_count,)
+  HitFunction hit;
+  void* context;
+  std::byte* scratch;  // 64 bytes a query
+};
+
+// Dimensions beyond this many steps are scanned in blocks, so that a block of a row group stays in the first-level cache.
+inline constexpr std::size_t kStepsPerBlock = 512;
+
+// Smaller scales than this would lose float64 precision; nothing that short is told from zero.
+inline constexpr double kLeastScale = 1e-280;
+
+// What quantize() found out about a vector r = a (P + E).
+struct Quantized {
+  double scale;     // a
+  double norm;      // |P|, rounded up
+  double residual;  // |E|, rounded up
+};
+
+struct Kernels {
+  const char* name;
+  std::size_t tile;  // queries that are scanned together; what is left over goes into tiles of half of it, then of one
+  bool bias8;        // int8 products come with 128 times the sum of the query's values added
+  bool fast_int8;    // int8 products are cheaper than int16 ones
+  // Converts row i to float64; the squared norm for cosine (see canonical.inl).
+  double (*load_row)(const Rows& rows, std::size_t i, Metric metric, double* values);
+  double (*distance)(Metric metric, std::size_t dim, const double* q, double q_sq_norm, const double* x, double x_sq_norm);
+  // The sum of squares of the first n values of a row that load_row gave; NaN if any of its values is not finite.
+  double (*check)(std::size_t n, std::size_t dim, const double* values);
+  // out = x * factor - centre; returns the sum of squares.
+  double (*centre)(std::size_t n, const double* x, double factor, const double* centre, double* out);
+  // Writes a vector of norm `norm` in low precision, with a scale of at least `least_scale` > 0.
+  Quantized (*quantize)(Format format, std::size_t n, const double* vector, double norm, double least_scale, std::byte* out);
+  // [vector][step] to [step][vector].
+  void (*interleave)(std::size_t vectors, std::size_t steps, const std::uint32_t* from, std::uint32_t* to);
+  void (*scan)(const ScanTask& task);
+};
+
+// The tables in order of preference, the best first; those that this machine cannot run are left out.
+const std::vector<const Kernels*>& supported_kernels();
+
+// The table in use: the best one that proved equal to the scalar code on this machine, or the one that `IIAE_ISA` or
+// select_kernels() names.
+const Kernels& kernels();
+void select_kernels(const std::string& name);
+
+}  // namespace iiae

@@ -1,0 +1,37 @@
+// NEON with the dot product instructions (ARMv8.2 DotProd).
+#include "cpu/isa.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include <cmath>
+#include <cstring>
+
+namespace iiae::neon_dot {
+
+#if defined(__clang__)
+IIAE_TARGET_BEGIN("dotprod")
+#else
+IIAE_TARGET_BEGIN("+dotprod")
+#endif
+namespace {
+
+#include "cpu/kernels_neon.inl"
+
+struct Ops : Base {
+  using Rows8 = Int;
+  static Rows8 prepare8(Int rows) { return rows; }
+  static Int multiply_add8(Int sum, Rows8 rows, Int query) {
+    return vdotq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(query));
+  }
+};
+
+#include "cpu/kernels.inl"
+
+}  // namespace
+IIAE_TARGET_END
+
+const Kernels kKernels = make_kernels("neon_dot", true);
+
+}  // namespace iiae::neon_dot
+#endif

@@ -1,0 +1,56 @@
+// Brings rows and queries into the form that the scan kernels read.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/packed.h"
+#include "cpu/problem.h"
+
+namespace iiae {
+
+// The most dimensions that a format can take without overflow of its sums.
+inline std::size_t max_width(Format format) { return format == Format::kInt8 ? 60'000 : 500'000; }
+
+// Rows of a strip that stays in the second-level cache.
+std::size_t strip_rows(Format format, std::size_t width);
+
+// Packs the rows that strip.ids names; everything else in the strip is written anew, in the memory that it has.
+void pack_strip(const Kernels& kernels, const Problem& problem, Format format, const Rows& rows, Strip& strip);
+
+// Queries in tiles, with what their bounds are made of.
+class PackedQueries {
+ public:
+  // Those that ids[first .. first + count) name.
+  PackedQueries(const Kernels& kernels, const Problem& problem, Format format, const Rows& queries,
+                const std::vector<std::uint32_t>& ids, std::size_t first, std::size_t count);
+
+  std::size_t count() const { return lifted_.size(); }
+  std::size_t steps() const { return steps_; }
+  const std::byte* data() const { return data_.get(); }
+
+  // What candidates of a query in a strip are measured by. Costs are in units of the metric's cost (see problem.h).
+  struct Scale {
+    double offset;  // of the query
+    double unit;    // a of the query
+    double init;    // what the kernel's sums hold on top of the product
+    double error;   // bound of |estimated - exact product|, in units of unit * row scale
+    double slack;   // float64 rounding, in cost
+  };
+
+  // The bounds against which the kernel compares rows of `strip`, so that every row of a cost up to `highest_cost` passes; all
+  // rows pass where fp32 can't hold the bounds.
+  void bound(std::size_t query, const Strip& strip, double highest_cost, QueryBound& bound, Scale& scale) const;
+
+ private:
+  const Kernels& kernels_;
+  const Problem& problem_;
+  Format format_;
+  std::size_t steps_;
+  AlignedBytes data_;
+  std::vector<Problem::Lifted> lifted_;
+  std::vector<Quantized> quantized_;
+  std::vector<double> bias_;  // what the kernel adds to every sum (see Kernels::bias8)
+};
+
+}  // namespace iiae
