@@ -147,17 +147,19 @@ def total_correlation(
     step: int | Tensor = 0,
     labels: Tensor | None = None,
     *,
-    dataset_size: int,
+    dataset_size: int | None = None,
 ) -> LossTerms:
     """``vae`` with the total correlation of each code weighted by ``config.beta`` (β-TCVAE, minibatch-weighted estimator).
 
     Args:
-        dataset_size: Number of training pairs, for the estimator's importance weights.
+        dataset_size: Number of training pairs N of the estimator's importance weights. It enters the penalty's value as the
+            constant Σ (D − 1) log N over the codes' sizes D, and no gradient. None takes the batch for the whole set.
     """
     config = config or ObjectiveConfig()
     terms = vae(out, x, y, config, step, labels)
     codes = ((out.z_x, out.q_x), (out.z_s, out.q_s), (out.z_y, out.q_y))
-    penalty = torch.stack([kernels.total_correlation(z.flatten(1), _flat_head(q.head), dataset_size) for z, q in codes]).sum()
+    size = len(x) if dataset_size is None else dataset_size
+    penalty = torch.stack([kernels.total_correlation(z.flatten(1), _flat_head(q.head), size) for z, q in codes]).sum()
     return dataclasses.replace(terms, total=terms.total + terms.kl_annealing * (config.beta - 1) * penalty, penalty=penalty)
 
 

@@ -85,6 +85,15 @@ def test_penalties_enter_with_their_weights(case) -> None:
     assert hsic.penalty.item() > 0
 
 
+def test_data_set_size_shifts_the_total_correlation_and_no_gradient(case) -> None:
+    out = case[0]
+    sized, unsized = (objectives.total_correlation(*case, CONFIG, step=STEP, **size) for size in ({"dataset_size": 100}, {}))
+    shift = sum(z[0].numel() - 1 for z in (out.z_x, out.z_s, out.z_y)) * math.log(100 / 5)
+    assert (sized.penalty - unsized.penalty).item() == pytest.approx(shift, rel=1e-5)
+    ours, theirs = (torch.autograd.grad(terms.penalty, out.q_s.head, retain_graph=True) for terms in (sized, unsized))
+    assert torch.equal(*ours, *theirs)
+
+
 def test_squared_error_and_uint8_targets(case) -> None:
     out, x, _ = case
     gaussian = ObjectiveConfig(likelihood="gaussian", reconstruction_weight=30.0)
