@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iiae_fast.config import ModelConfig
+from iiae_fast.errors import InputError
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -41,7 +42,7 @@ class DenseBatchNorm(nn.BatchNorm1d):
             assert self.running_var is not None
             assert self.momentum is not None
             if len(input) < 2:
-                raise ValueError(f"batch of {len(input)}: BatchNorm of vectors needs at least 2 samples in training mode")
+                raise InputError(f"batch of {len(input)}: BatchNorm of vectors needs at least 2 samples in training mode")
             with torch.no_grad():
                 variance, mean = torch.var_mean(input.to(self.running_var.dtype), dim=0, correction=0)
                 self.running_mean.lerp_(mean, self.momentum)

@@ -7,6 +7,7 @@ import torch
 
 from iiae_fast import networks
 from iiae_fast.config import ModelConfig
+from iiae_fast.errors import InputError
 from iiae_fast.model import IIAE
 
 
@@ -71,7 +72,7 @@ def test_dense_batch_norm_differs_from_torch_in_its_running_variance_only() -> N
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var - 0.9, (theirs.running_var - 0.9) * 4 / 5)
-    with pytest.raises(ValueError, match="batch of 1"):
+    with pytest.raises(InputError, match="batch of 1"):  # a user's error: --optim.batch-size 1
         ours(x[:1])
     ours.eval()
     assert ours(x[:1]).shape == (1, 6)
