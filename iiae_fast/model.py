@@ -105,6 +105,7 @@ class IIAE(nn.Module):
             seed: Of the noise: an int, or an int64 tensor of one element on the inputs' device. None: from torch's generator.
 
         Raises:
+            TypeError: An input is no tensor.
             ValueError: The shapes do not fit the configuration or each other.
         """
         x, y = self._input("x", x), self._input("y", y)
@@ -248,6 +249,8 @@ class IIAE(nn.Module):
 
     def _input(self, name: str, values: Tensor) -> Tensor:
         expected = self.config.input_shape
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
         if tuple(values.shape[1:]) != expected or values.dim() != len(expected) + 1:
             raise ValueError(f"{name} of shape {tuple(values.shape)}: accepted is (B, {', '.join(map(str, expected))})")
         if values.dtype == torch.uint8 and self.config.family != "feature":

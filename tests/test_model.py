@@ -116,6 +116,8 @@ def test_wrong_inputs_are_named(config: ModelConfig) -> None:
         model(x, y[:3])
     with pytest.raises(ValueError, match=r"x of dtype torch\.int64"):
         model(x.long(), y)
+    with pytest.raises(TypeError, match="y: expected a tensor, got ndarray"):
+        model.encode_shared(y=y.numpy())
 
 
 def test_gradients_reach_every_parameter(config: ModelConfig) -> None:
