@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from iiae_fast.cli.evaluate import default_metric, measure
+from iiae_fast.cli.sources import check_seed
 from iiae_fast.config import Preset
 from iiae_fast.errors import InputError
 from iiae_fast.storage import load_json
@@ -69,6 +70,7 @@ class Report:
 
         if self.neighbours < 1:
             raise InputError(f"--neighbours {self.neighbours}: accepted is a whole number of at least 1")
+        check_seed(self.seed)
         model, preset = open_model(self.run_dir, self.device, self.threads), open_preset(self.run_dir)
         splits = data.load(preset.data)
         measured = measure(model, splits, "test", default_metric(model.config), KS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Source", "Split", "open_source", "read_array", "split_source"]
+__all__ = ["Source", "Split", "check_seed", "open_source", "read_array", "split_source"]
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -53,6 +53,12 @@ def split_source(dataset: PairedDataset, name: str, count: int | None = None) ->
 
     total = len(dataset) if count is None else min(count, len(dataset))
     return Source([f"{name}_{row:05}" for row in range(total)], fetch)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch's generators do not take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: accepted is a whole number from 0 to 2**63 − 1")
 
 
 def open_source(paths: Sequence[Path], domains: tuple[str, ...], config: ModelConfig) -> Source:

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from iiae_fast.cli.output import save_npy, spans
-from iiae_fast.cli.sources import Source, Split, open_source, split_source
+from iiae_fast.cli.sources import Source, Split, check_seed, open_source, split_source
 from iiae_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class Translate:
         for name in ("count", "draws"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted is a whole number of at least 1")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: accepted is a whole number of at least 0")
+        check_seed(self.seed)
         if self.style != "prior" and self.draws > 1:
             raise InputError(f"--draws {self.draws}: a style reference gives one translation of each sample")
         model = open_model(self.run_dir, self.device, self.threads)

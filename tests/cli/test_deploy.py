@@ -72,6 +72,12 @@ class TestExportAndReport:
         assert "no training log" in page
         assert "iiae export" in page
 
+    @pytest.mark.parametrize(("option", "value"), [("--neighbours", "0"), ("--seed", "-1"), ("--seed", str(2**64))])
+    def test_bad_report_options_are_refused(
+        self, option: str, value: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert f"{option} {value}: accepted is a whole number" in refuse(capsys, "report", run_dir, option, value)
+
 
 class TestImportOfficial:
     CONFIG = ModelConfig("feature", feature_dim=16, n_shared=4, n_exclusive=4, n_decoder=8, shared_dim=4, exclusive_dim=3)

@@ -66,6 +66,7 @@ class TestTranslate:
             (("--count", "0"), "--count 0"),
             (("--draws", "0"), "--draws 0"),
             (("--seed", "-1"), "--seed -1"),
+            (("--seed", str(2**64)), "--seed 18446744073709551616: accepted is a whole number from 0 to"),
             (("--style", "x.png", "--draws", "2"), "a style reference gives one"),
             (("--style", "nowhere.png"), "nowhere.png"),
             (("--out", "x.npy"), "a .png file or a directory"),
