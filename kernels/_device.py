@@ -8,8 +8,9 @@ sample's first element within the whole batch, stream).
 from __future__ import annotations
 
 from iiae_fast.kernels import _layout, reference
-from iiae_fast.kernels._registry import constant, jit, tl
+from iiae_fast.kernels._registry import INTERPRETED, constant, jit, tl
 
+ROUND_BF16 = constant(INTERPRETED)
 LOGVAR_MIN = constant(reference.LOGVAR_MIN)
 LOGVAR_MAX = constant(reference.LOGVAR_MAX)
 CONTIGUOUS = constant(_layout.CONTIGUOUS)
@@ -62,6 +63,17 @@ def to_logvar(shape, view, LAYOUT: tl.constexpr):
 
 
 @jit
+def narrow(x, ptr):
+    """``x`` in the dtype that the pointer points to, rounded to nearest even as the hardware does; the interpreter truncates."""
+    DTYPE: tl.constexpr = ptr.dtype.element_ty
+    if ROUND_BF16 and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)
+    return x.to(DTYPE)
+
+
+@jit
 def load(index, view, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):
     """Elements of a view, 0 outside the mask."""
     return tl.load(address(index, view, LAYOUT), mask=index[3], other=0.0).to(DTYPE)
@@ -81,9 +93,8 @@ def load_head(index, shape, view, LAYOUT: tl.constexpr, DTYPE: tl.constexpr):
 def store_head(index, shape, view, dmean, dlogvar, free, LAYOUT: tl.constexpr):
     """Gradients of mean and log-variance, the latter 0 where it was clamped."""
     at = address(index, view, LAYOUT)
-    dtype = view[0].dtype.element_ty
-    tl.store(at, dmean.to(dtype), mask=index[3])
-    tl.store(at + to_logvar(shape, view, LAYOUT), tl.where(free, dlogvar, 0.0).to(dtype), mask=index[3])
+    tl.store(at, narrow(dmean, view[0]), mask=index[3])
+    tl.store(at + to_logvar(shape, view, LAYOUT), narrow(tl.where(free, dlogvar, 0.0), view[0]), mask=index[3])
 
 
 @jit
@@ -133,4 +144,4 @@ def store_code(index, z_ptr, mean, deviation, noise, element, SAMPLE: tl.constex
     z = mean
     if SAMPLE:
         z = mean + deviation * normal(noise, element).to(mean.dtype)
-    tl.store(z_ptr + index[0], z.to(z_ptr.dtype.element_ty), mask=index[3])
+    tl.store(z_ptr + index[0], narrow(z, z_ptr), mask=index[3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iiae_fast.kernels._device import address, locate
+from iiae_fast.kernels._device import address, locate, narrow
 from iiae_fast.kernels._registry import constant, jit, tl
 
 # Places in LIKELIHOODS and ACTIVATIONS of ``reconstruction``.
@@ -75,7 +75,7 @@ def forward_block(
     tl.store(partial_ptr, factor * tl.sum(tl.where(index[3], loss, 0.0)))
     if WRITE:
         place = address(index, gradient, LAYOUT)
-        tl.store(place, (factor * slope).to(gradient[0].dtype.element_ty), mask=index[3])
+        tl.store(place, narrow(factor * slope, gradient[0]), mask=index[3])
 
 
 @jit
@@ -97,4 +97,4 @@ def scale_blocks(gradient, dloss_ptr, part, shape, LAYOUT: tl.constexpr, BLOCK: 
             index, _ = locate(block * BLOCK, shape, LAYOUT, BLOCK)
             place = address(index, gradient, LAYOUT)
             scaled = tl.load(place, mask=index[3], other=0.0).to(factor.dtype) * factor
-            tl.store(place, scaled.to(gradient[0].dtype.element_ty), mask=index[3])
+            tl.store(place, narrow(scaled, gradient[0]), mask=index[3])

@@ -14,6 +14,7 @@ __all__ = [
     "tl",
     "traced",
     "triton",
+    "warps",
 ]
 
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,11 @@ def traced(tensor: Tensor) -> bool:
     return isinstance(tensor, (FakeTensor, FunctionalTensor))
 
 
+def warps(num_warps: int, amd: bool) -> int:
+    """As many threads in AMD's wavefronts of 64 as in warps of 32, so that each keeps its eight elements and wide loads."""
+    return max(1, num_warps // 2) if amd else num_warps
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
     """Run a kernel, on the device of its first argument; an empty grid launches nothing.
 
@@ -101,7 +107,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, 
         kernel: A jitted kernel.
         grid: Programs along each axis.
         arguments: Tensors and numbers, in the kernel's order.
-        num_warps: Warps of a program.
+        num_warps: Warps of 32 threads of a program.
         constants: The kernel's compile-time arguments.
     """
     if 0 in grid:
@@ -116,7 +122,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, 
     else:
         # Pinned, since Triton 3.10 turns fusion off by default. The compiler, above, has no way to pass it on.
         with torch.cuda.device(arguments[0].device):
-            kernel[grid](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=True)
+            kernel[grid](
+                *arguments, **constants, num_warps=warps(num_warps, torch.version.hip is not None), enable_fp_fusion=True
+            )
 
 
 def next_power_of_2(n: int, least: int, most: int) -> int:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from iiae_fast.kernels import reference
-from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton
+from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton, warps
 from iiae_fast.kernels.iiae_latents import backward as latents_backward
 from iiae_fast.kernels.iiae_latents import forward as latents_forward
 from iiae_fast.kernels.philox import forward as philox_forward
@@ -164,7 +164,7 @@ def compile_variant(variant: Variant, target: str) -> Report:
     amd = target.startswith("gfx")
     where = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     log = io.StringIO()
-    options = {"num_warps": variant.launch.num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": warps(variant.launch.num_warps, amd), "enable_fp_fusion": True}
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(_source(variant.launch), target=where, options=options)
     if amd:
