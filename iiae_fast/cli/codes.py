@@ -127,7 +127,7 @@ class Search:
         exclude_self: The queries are the database, and query i must not find row i.
         out: .npz file to write: distances float32 (Q, k) and indices int64 (Q, k).
         threads: CPU threads; by default all cores.
-        json: Print distances and indices as JSON.
+        json: Print distances and indices as JSON; where no row is left, the distance is null and the index -1.
     """
 
     database: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DATABASE.npy")]]
@@ -162,7 +162,9 @@ class Search:
             np.savez(buffer, distances=hits.distances, indices=hits.indices)
             write_atomic(self.out, buffer.getvalue())
         if self.json:
-            print_json({"distances": hits.distances.tolist(), "indices": hits.indices.tolist()})
+            # JSON has no infinity, the distance of places that no row was left for (index -1).
+            distances = [[d if np.isfinite(d) else None for d in row] for row in hits.distances.tolist()]
+            print_json({"distances": distances, "indices": hits.indices.tolist()})
             return 0
         shown, columns = min(10, len(hits.indices)), min(5, self.k)
         rows = [

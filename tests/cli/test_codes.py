@@ -103,6 +103,11 @@ class TestEmbedAndSearch:
         found = output_of(capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "1", "--exclude-self")
         assert found["indices"] == [[1], [0], [1], [2], [3], [4], [5], [6], [7], [8]]
 
+    def test_places_without_a_row_are_null_in_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        np.save(tmp_path / "d.npy", np.arange(2, dtype=np.float32)[:, None])
+        found = output_of(capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "2", "--exclude-self")
+        assert found == {"distances": [[1.0, None], [1.0, None]], "indices": [[1, -1], [0, -1]]}
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
