@@ -107,7 +107,8 @@ class Train:
         if self.json:
             print_json({**dataclasses.asdict(result), "run_dir": str(run_dir)})
         elif result.interrupted:
-            print(f"interrupted after step {result.step:,}; go on with: iiae train {self.name} --run-dir {run_dir} --resume")
+            again = "the same command" if self.resume else "the same command with --resume"
+            print(f"interrupted after step {result.step:,}; {again} goes on from there")
         else:
             rate = f"{result.seconds:.0f} s, {result.pairs_per_second:,.0f} pairs/s"
             print(f"{result.step:,} steps, {result.epoch} epochs ({rate}); next: iiae evaluate {run_dir}")

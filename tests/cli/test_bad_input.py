@@ -187,5 +187,5 @@ def test_interrupted_training_saves_and_exits_with_130(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "--resume" in out
+    assert "the same command with --resume goes on from there" in out
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
