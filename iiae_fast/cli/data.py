@@ -62,7 +62,7 @@ class Data:
         body = [(row.split, f"{row.pairs:,}", row.x, row.y, str(row.classes or "–")) for row in rows]
         table(f"{self.name} (seed {config.seed})", ("split", ">pairs", "x", "y", ">classes"), body)
         if sheet is not None:
-            print(f"contact sheet of the first {min(self.count, len(splits.train))} training pairs, x above y: {sheet}")
+            print(f"contact sheet of {min(self.count, len(splits.train))} training pairs, x above y: {sheet}")
         return 0
 
     def _config(self) -> DataConfig:

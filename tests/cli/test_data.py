@@ -18,6 +18,7 @@ class TestData:
         text = capsys.readouterr().out
         assert "1,293" in text
         assert "360" in text
+        assert "contact sheet of 5 training pairs" in text  # from all over the set, not its first
         config = presets.get("digits-cdcb", image_size=16).data
         assert np.array_equal(picture(out), data.contact_sheet(data.load(config).train, 5).transpose(2, 0, 1))
 
