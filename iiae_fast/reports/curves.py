@@ -51,13 +51,13 @@ def read_log(path: str | Path) -> dict[str, dict[str, Points]]:
     """
     path = Path(path)
     found: dict[str, dict[str, dict[float, float]]] = {}
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)  # as the writer's own reader splits them
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             event, step = record.get("event", "training"), record["step"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise CheckpointError(f"{path}, line {number}: not a line of a training log ({error})") from None
         for name, value in record.items():

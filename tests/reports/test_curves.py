@@ -51,6 +51,13 @@ def test_bad_line_is_named(tmp_path: Path, line: str) -> None:
         read_log(path)
 
 
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1, "total": 2.0}\n\xff\xfe\n{"step": 2, "total": 2.0}\n')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl, line 2"):
+        read_log(path)
+
+
 def test_every_term_has_a_chart_in_the_order_of_the_titles(tmp_path: Path) -> None:
     records: list[dict[str, object]] = [{"step": s, "seconds": 1.0 * s, "odd": 1.0, "total": 2.0, "kl_x": 3.0} for s in (1, 2)]
     drawn = charts(read_log(write_log(tmp_path / "log.jsonl", records)), {"kl_x": "KL <x>", "total": "Loss", "absent": "?"})
