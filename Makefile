@@ -42,7 +42,7 @@ bench: $(INSTALLED)  ## Measure everything on this machine; the report goes to b
 	$(BIN)/iiae bench all $(if $(QUICK),--quick)
 
 # On a bare GPU machine there is no .venv and no network: its own python has torch, Triton, pybind11 and pytest.
-gpu-suite:  ## All that needs a GPU, in 9 minutes, into $$OUT (DRY_RUN=1: its plumbing on the CPU; RESUME=folder: the rest)
+gpu-suite:  ## All that needs a GPU, in 9 minutes, into the folder OUT (DRY_RUN=1: its plumbing, on the CPU)
 	$(or $(wildcard $(BIN)/python),python3) -m iiae_fast.bench.gpu_suite $(if $(BUDGET),--budget $(BUDGET)) \
 		$(if $(RESUME),--resume $(RESUME)) $(if $(DRY_RUN),--dry-run)
 

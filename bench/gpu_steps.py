@@ -145,9 +145,8 @@ def profile(out: Path, toy: bool) -> int:
     averages = record.key_averages()
     launches = sum(one.count for one in averages if "LaunchKernel" in one.key) / steps
     order = "self_cpu_time_total" if toy else "self_device_time_total"
-    text = f"{case.name}, {steps} steps\nkernel launches per step: {launches:g}\n\n" + averages.table(
-        sort_by=order, row_limit=40
-    )
+    table = averages.table(sort_by=order, row_limit=40)
+    text = f"{case.name}, {steps} steps\nkernel launches per step: {launches:g}\n\n{table}"
     (out / "profile.txt").write_text(text + "\n")
     print("\n".join(itertools.islice(text.splitlines(), 12)))
     return 0
