@@ -11,6 +11,7 @@ __all__ = ["main"]
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -34,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an arrow that a terminal cannot show is no reason to fail
     try:
+        from iiae_fast.cli import runs
         from iiae_fast.cli.parsing import parse
 
+        runs.command_line = shlex.join(["iiae", *arguments])
         command = parse(arguments)
         code = 0 if command is None else command.run()
         sys.stdout.flush()  # a reader that has gone shows here, not at exit

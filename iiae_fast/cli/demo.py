@@ -35,6 +35,7 @@ class Demo:
         run_dir: Where everything goes; report.html is the page, results.json holds the figures.
         epochs: Passes over the training pairs; by default the preset's.
         image_size: Side of the images; by default the preset's.
+        device: Of the training: cpu, cuda, cuda:1, …; everything after it runs on the CPU.
         threads: CPU threads; by default all cores.
         quiet: No progress bar.
         json: Print the content of results.json instead of tables.
@@ -43,6 +44,7 @@ class Demo:
     run_dir: Path = Path("runs/demo")
     epochs: int | None = None
     image_size: int | None = None
+    device: str = "cpu"
     threads: int | None = None
     quiet: bool = False
     json: bool = False
@@ -57,7 +59,7 @@ class Demo:
         times: dict[str, float] = {}
         with _timed(times, "training_call_seconds"):
             trained = training.train(
-                preset, self.run_dir, resume=True, device="cpu", threads=self.threads, progress=not self.quiet
+                preset, self.run_dir, resume=True, device=self.device, threads=self.threads, progress=not self.quiet
             )
         record_command(self.run_dir)
         if trained.interrupted:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_GRAPHS", "Export", "ImportOfficial", "export_graphs", "read_parity", "run_encoder", "show"]
+__all__ = [
+    "DEFAULT_GRAPHS",
+    "Export",
+    "ImportOfficial",
+    "as_graph_input",
+    "export_graphs",
+    "read_parity",
+    "run_encoder",
+    "show",
+]
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +242,7 @@ class ImportOfficial:
         from iiae_fast import official
         from iiae_fast.model import IIAE
 
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells of itself on stderr
         preset = None if self.preset is None else presets.get(self.preset)
         variables = official.read_checkpoint(self.checkpoint)
         config = official.config_of(variables)

@@ -157,8 +157,7 @@ def _condense(box: str) -> str:
             sections.append([])
     message = " ".join(sections[0]).replace("__tyro-dummy-inner__.", "").rstrip(".")
     for section in sections[1:]:
-        if section and section[0].startswith("Perhaps you meant"):
-            message += f"; perhaps you meant {section[1]}"
-        elif section and section[0].startswith("Available subcommands"):
-            message += f"; {' '.join(section)[0].lower()}{' '.join(section)[1:]}"
+        text = " ".join(section[:2])  # a suggestion's third line explains the option
+        if text.startswith(("Perhaps you meant", "Available subcommands")):
+            message += f"; {text[0].lower()}{text[1:]}"
     return message

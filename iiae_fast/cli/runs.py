@@ -4,8 +4,6 @@ from __future__ import annotations
 
 __all__ = ["commands", "open_model", "open_preset", "record_command"]
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 _COMMANDS_FILE = "commands.txt"
+
+command_line = "iiae"
+"""What the program was called with; ``iiae_fast.cli.main`` sets it."""
 
 
 def open_model(run_dir: Path, device: str = "auto", threads: int | None = None) -> IIAE:
@@ -54,11 +55,10 @@ def open_preset(run_dir: Path) -> Preset:
 
 
 def record_command(run_dir: Path) -> None:
-    """Note the command line of this process in the run directory, for its report."""
-    line, path = shlex.join(["iiae", *sys.argv[1:]]), run_dir / _COMMANDS_FILE
+    """Note the command line in the run directory, for its report."""
     before = commands(run_dir).splitlines()
-    if before[-1:] != [line]:
-        write_atomic(path, "\n".join([*before, line, ""]).encode())
+    if before[-1:] != [command_line]:
+        write_atomic(run_dir / _COMMANDS_FILE, "\n".join([*before, command_line, ""]).encode())
 
 
 def commands(run_dir: Path) -> str:

@@ -67,19 +67,21 @@ class Group:
 
 def neighbour_figures(dataset: PairedDataset, codes: Codes, metric: str, count: int = 12) -> Group:
     """What the shared codes retrieve in both directions: failed queries first, then right ones, ``count`` in all."""
-    found, failures = [], 0
+    found = []
     sides = (("x", "y", codes.shared_x, codes.shared_y), ("y", "x", codes.shared_y, codes.shared_x))
     for source, target, queries, database in sides:
         k = min(_HITS, len(database))
         hits = retrieval.search(queries, database, k, metric=metric).indices
         wrong = hits[:, 0] != np.arange(len(hits))
-        failures += int(wrong.sum())
+        failed = int(wrong.sum())
         order = np.argsort(~wrong, kind="stable")[:count]
-        title = f"{source} to {target}: {int(wrong.sum())} of {len(hits):,} queries fail"
-        shown = "all of them" if wrong.sum() <= count else f"the first {count} of them"
-        caption = (
-            f"Failed queries first ({shown}), then right ones." if wrong.any() else "All hit 1 are right; the first queries."
-        )
+        title = f"{source} to {target}: {failed:,} of {len(hits):,} queries fail"
+        if failed == 0:
+            caption = "The first queries."
+        elif failed < count:
+            caption = "All queries that fail, then the first right ones."
+        else:
+            caption = f"The first {count} queries that fail."
         sheet = _neighbour_sheet(dataset, source, target, order, hits[order])
         found.append(Figure(f"neighbours_{source}_to_{target}", title, caption, sheet))
     text = (
@@ -99,7 +101,7 @@ def _neighbour_sheet(
 
 
 def picture_groups(model: IIAE, dataset: PairedDataset, seed: int = 0) -> list[Group]:
-    """Translation, style, swap and reconstruction grids of the first test pairs.
+    """Translation, style, swap and reconstruction grids of a few test pairs.
 
     Args:
         model: In evaluation mode.

@@ -84,4 +84,4 @@ def test_terminal_without_unicode_is_served() -> None:
         done = subprocess.run([sys.executable, "-m", "iiae_fast", *arguments], capture_output=True, env=environment)
         assert done.returncode == (0 if "--help" in arguments else 2)
         assert done.stderr.count(b"\n") == (0 if "--help" in arguments else 1)
-    assert done.stderr.startswith(b"iiae: Unrecognized options: --model.n-sharde, 3; perhaps you meant --model.n-shared INT")
+    assert done.stderr.startswith(b"iiae: Unrecognized options: --model.n-sharde, 3; perhaps you meant: --model.n-shared INT")

@@ -82,7 +82,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "digits-cdcb, mnist-cdcb, facades"),
         (["train", "foo"], "unknown preset 'foo'; accepted are digits-cdcb, mnist-cdcb"),
         (["train", "--run-dir", "x", "maps"], "name the preset first"),
-        (["train", "maps", "--model.n-sharde", "3"], "--model.n-sharde, 3; perhaps you meant --model.n-shared INT"),
+        (["train", "maps", "--model.n-sharde", "3"], "--model.n-sharde, 3; perhaps you meant: --model.n-shared INT"),
         (["train", "maps", "--model.n-shared", "x"], "--model.n-shared: invalid literal for int() with base 10: 'x'"),
         (["train", "maps", "--model.n-shared", "-3"], "model: n_shared=-3: accepted is a whole number of at least 1"),
         (["train", "maps", "--model.n-shared"], "--model.n-shared"),

@@ -26,7 +26,8 @@ class TestTrain:
         assert result["finished"]
         assert result["step"] == 30
         assert (out / "model.safetensors").read_bytes() == (run_dir / "model.safetensors").read_bytes()
-        assert "iiae" in (out / "commands.txt").read_text()
+        (command,) = (out / "commands.txt").read_text().splitlines()
+        assert command.startswith("iiae train digits-cdcb --image-size 16")
 
     def test_run_directory_in_use_and_other_settings_are_refused(
         self, run_dir: Path, capsys: pytest.CaptureFixture[str]
