@@ -64,13 +64,12 @@ def to_logvar(shape, view, LAYOUT: tl.constexpr):
 
 @jit
 def narrow(x, ptr):
-    """``x`` in the dtype that the pointer points to, rounded to nearest even as the hardware does; the interpreter truncates."""
-    DTYPE: tl.constexpr = ptr.dtype.element_ty
-    if ROUND_BF16 and DTYPE == tl.bfloat16:
+    """``x`` in the dtype of what is stored there, rounded to nearest even as hardware does; the interpreter would truncate."""
+    if ROUND_BF16 and ptr.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)).to(tl.float32, bitcast=True)
         x = tl.where(x == x, rounded, x)
-    return x.to(DTYPE)
+    return x.to(ptr.dtype.element_ty)
 
 
 @jit
