@@ -67,14 +67,14 @@ class Embed:
         return 0
 
     def _from_run(self) -> tuple[str, Encoder, Source]:
-        import torch
-
         from iiae_fast.cli.runs import open_model, open_preset
 
         code = "shared_x" if self.code == "auto" else self.code
         kind, _, domain = code.partition("_")
         domains = (domain,) if domain else ("x", "y")
         model = open_model(self.model, self.device, self.threads)
+        import torch  # after a missing directory was refused
+
         device = next(model.parameters()).device
         method = model.encode_exclusive if kind == "exclusive" else model.encode_shared
 
