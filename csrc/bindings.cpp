@@ -105,27 +105,56 @@ void check_same_width(const Rows& queries, const Rows& rows) {
   if (queries.dim != rows.dim) throw std::invalid_argument("queries and rows differ in width");
 }
 
+// Packed rows of one array, for a Searcher that scans the same array.
+class PyPackedRows {
+ public:
+  PyPackedRows(py::array array, const std::string& dtype, const std::string& metric, py::ssize_t threads)
+      : array_(std::move(array)), rows_(parse_rows(array_, dtype)), metric_(parse_metric(metric)) {
+    if (rows_.count == 0) throw std::invalid_argument("there are no rows to pack");
+    check_index_range(0, rows_.count);
+    const std::size_t workers = parse_count(threads, "threads");
+    const py::gil_scoped_release release;
+    packed_ = std::make_unique<iiae::PackedPiece>(iiae::kernels(), metric_, rows_, workers);
+  }
+
+  const iiae::PackedPiece* of(const Rows& rows, Metric metric) const {
+    if (rows.data != rows_.data || rows.count != rows_.count || rows.dim != rows_.dim || rows.dtype != rows_.dtype ||
+        metric != metric_) {
+      throw std::invalid_argument("the packed rows are those of another array or metric");
+    }
+    return packed_.get();
+  }
+
+ private:
+  py::array array_;
+  Rows rows_;
+  Metric metric_;
+  std::unique_ptr<iiae::PackedPiece> packed_;
+};
+
 // A Searcher that keeps its queries alive.
 class PySearcher {
  public:
   PySearcher(py::array queries, const std::string& dtype, const std::string& metric, py::ssize_t k, py::ssize_t threads)
       : array_(std::move(queries)),
         rows_(parse_rows(array_, dtype)),
+        metric_(parse_metric(metric)),
         k_(parse_count(k, "k")),
-        searcher_(rows_, parse_metric(metric), k_, parse_count(threads, "threads")) {
+        searcher_(rows_, metric_, k_, parse_count(threads, "threads")) {
     iiae::checked_product(iiae::checked_product(rows_.count, k_, "results"), sizeof(std::int64_t), "results");
   }
 
   void scan(const py::array& array, const std::string& dtype, std::size_t start,
             const std::optional<py::array_t<bool, 0>>& allowed, const std::optional<py::array_t<bool, 0>>& excluded,
-            const std::optional<Ids>& excluded_ids) {
+            const std::optional<Ids>& excluded_ids, const PyPackedRows* packed_rows) {
     const Rows rows = parse_rows(array, dtype);
     check_same_width(rows_, rows);
     check_index_range(start, rows.count);
     const iiae::Filter filter{parse_mask(allowed, rows_.count, rows.count), parse_mask(excluded, rows_.count, rows.count),
                               parse_ids(excluded_ids, rows_.count, "excluded_ids")};
+    const iiae::PackedPiece* packed = packed_rows ? packed_rows->of(rows, metric_) : nullptr;
     const py::gil_scoped_release release;
-    searcher_.scan(rows, start, filter);
+    searcher_.scan(rows, start, filter, packed);
   }
 
   py::tuple result() {
@@ -143,6 +172,7 @@ class PySearcher {
  private:
   py::array array_;
   Rows rows_;
+  Metric metric_;
   std::size_t k_;
   iiae::Searcher searcher_;
 };
@@ -240,11 +270,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("validate", &validate, py::arg("rows"), py::arg("dtype"), py::arg("metric"), py::arg("name"), py::arg("start"),
         py::arg("threads"));
   m.def("lift", &lift, py::arg("rows"), py::arg("dtype"), py::arg("metric"), py::arg("threads"));
+  py::class_<PyPackedRows>(m, "PackedRows")
+      .def(py::init<py::array, const std::string&, const std::string&, py::ssize_t>(), py::arg("rows"), py::arg("dtype"),
+           py::arg("metric"), py::arg("threads"));
   py::class_<PySearcher>(m, "Searcher")
       .def(py::init<py::array, const std::string&, const std::string&, py::ssize_t, py::ssize_t>(), py::arg("queries"),
            py::arg("dtype"), py::arg("metric"), py::arg("k"), py::arg("threads"))
       .def("scan", &PySearcher::scan, py::arg("rows"), py::arg("dtype"), py::arg("start"), py::arg("allowed").noconvert(),
-           py::arg("excluded").noconvert(), py::arg("excluded_ids").noconvert())
+           py::arg("excluded").noconvert(), py::arg("excluded_ids").noconvert(), py::arg("packed") = nullptr)
       .def("result", &PySearcher::result);
   py::class_<PyRanking>(m, "Ranking")
       .def(py::init<py::array, const std::string&, const std::string&, Ids, std::optional<Ids>, py::ssize_t>(),

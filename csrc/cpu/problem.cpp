@@ -92,23 +92,34 @@ Problem::Lifted Problem::lift_query(const double* query, double sq_norm, double*
   return {offset, std::sqrt(square)};
 }
 
-double Problem::highest_cost(float distance) const {
-  const double value = distance;
+double Problem::cost(double distance) const {
   switch (metric_) {
     case Metric::kSqEuclidean:
     case Metric::kGaussianW2:
-      return with_ties(0.5 * value);
-    case Metric::kEuclidean: {
-      const double highest = value + value * 0x1p-22 + 0x1p-149;
-      return with_ties(0.5 * highest * highest);
-    }
+      return 0.5 * distance;
+    case Metric::kEuclidean:
+      return 0.5 * distance * distance;
     case Metric::kInnerProduct:
-      return with_ties(-value);
+      return -distance;
     case Metric::kCosine:
     case Metric::kGaussianKL:
-      return with_ties(value);
+      return distance;
   }
-  return std::numeric_limits<double>::infinity();
+  return distance;  // not reached: every metric is above
+}
+
+double Problem::highest_cost(float distance) const {
+  const double value = distance;
+  // The cost of a euclidean distance grows faster than linearly: its rounding has to be undone before.
+  const double room = metric_ == Metric::kEuclidean ? value * 0x1p-22 + 0x1p-149 : 0.0;
+  return with_ties(cost(value + room));
+}
+
+double Problem::lowest_cost(float distance) const {
+  const double value = distance;
+  const double room = metric_ == Metric::kEuclidean ? value * 0x1p-22 + 0x1p-149 : 0.0;
+  const double lowest = cost(value - room);
+  return lowest - std::fabs(lowest) * 0x1p-21 - 1e-44;
 }
 
 }  // namespace iiae

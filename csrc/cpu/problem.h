@@ -45,6 +45,8 @@ class Problem {
 
   // No pair of a higher cost has a canonical distance, as rounded, of `distance` or better.
   double highest_cost(float distance) const;
+  // Every pair of a lower cost has a canonical distance, as rounded, that is better than `distance`.
+  double lowest_cost(float distance) const;
   // No pair of a higher cost can tie with one of this cost, canonical distances being rounded to fp32.
   static double with_ties(double cost) { return cost + std::fabs(cost) * 0x1p-21 + 1e-44; }
 
@@ -56,6 +58,8 @@ class Problem {
   }
 
  private:
+  // Of a canonical distance.
+  double cost(double distance) const;
   bool moves_queries() const { return metric_ != Metric::kInnerProduct && metric_ != Metric::kGaussianKL; }
 
   const Kernels& kernels_;

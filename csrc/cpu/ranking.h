@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "canonical.h"
+#include "cpu/kernels.h"
 #include "rows.h"
 
 namespace iiae {
 
 // Use: collect() over the whole database, then count() over the whole database, then ranks(). A row is relevant to a query
-// if their labels are equal. Memory: 16 bytes for every pair of a query and a row relevant to it.
+// if their labels are equal. Memory: about 40 bytes for every pair of a query and a row relevant to it.
 class Ranking {
  public:
   // `queries`, `labels` (Q,) and `exclude` ((Q,) row ids or null; negative for none) must outlive the ranking.
@@ -26,8 +27,16 @@ class Ranking {
   const std::vector<std::vector<std::int64_t>>& ranks();
 
  private:
+  struct Ruler;
+  struct Counting;
+
+  bool excludes(std::size_t query, std::size_t index) const {
+    return exclude_ && exclude_[query] == static_cast<std::int64_t>(index);
+  }
   template <class Each>
   void for_each_pair(const Rows& rows, std::size_t start, const std::int64_t* labels, bool relevant, Each each);
+  void count_by_scan(const Rows& rows, std::size_t start, const std::int64_t* labels);
+  std::size_t position(std::size_t query, Key key) const;
 
   Rows queries_;
   Metric metric_;

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "cpu/packing.h"
@@ -24,7 +25,6 @@ namespace iiae {
 namespace {
 
 constexpr double kOpen = std::numeric_limits<double>::infinity();
-constexpr std::size_t kChunkBytes = 8 << 20;   // packed rows at a time; they should stay in the last-level cache
 constexpr std::size_t kBatch = 48;             // queries of one task; a multiple of every tile
 constexpr std::size_t kStateBytes = 96 << 20;  // packed queries and candidates at a time
 constexpr std::size_t kTasksPerThread = 3;     // so that threads finish together
@@ -58,7 +58,7 @@ struct State {
 class Scan {
  public:
   Scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries, const Piece& piece, const Filter& filter,
-       std::size_t k, std::size_t threads, std::vector<TopK>& best)
+       std::size_t k, std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best)
       : kernels_(kernels),
         format_(format),
         metric_(metric),
@@ -68,7 +68,9 @@ class Scan {
         k_(k),
         threads_(threads),
         best_(best),
-        problem_(kernels, metric, piece.rows) {}
+        packed_(packed),
+        own_problem_(packed ? std::nullopt : std::optional<Problem>(std::in_place, kernels, metric, piece.rows)),
+        problem_(packed ? packed->problem : *own_problem_) {}
 
   // Searches for the queries that `which` names; returns those that could not be certified.
   std::vector<std::uint32_t> run(const std::vector<std::uint32_t>& which);
@@ -77,9 +79,8 @@ class Scan {
   struct Task;  // the context of a hit
 
   std::size_t capacity() const { return 2 * k_ + 8; }
-  void pack(std::size_t begin, std::size_t end, std::size_t step, Strip& strip) const;
   void seed(std::size_t step, std::size_t rank);
-  void scan_chunk(std::size_t strips);
+  void scan_chunk(const Strip* strips, std::size_t count);
   void scan_batch(std::size_t batch, std::size_t part, const Strip* strips, std::size_t count);
   bool finish(std::size_t query);
   void tighten(std::uint32_t query, State& state) const;
@@ -96,7 +97,9 @@ class Scan {
   std::size_t k_;
   std::size_t threads_;
   std::vector<TopK>& best_;
-  Problem problem_;
+  const PackedPiece* packed_;
+  std::optional<Problem> own_problem_;
+  const Problem& problem_;
 
   std::vector<Strip> strips_;  // of the chunk at hand
 
@@ -159,13 +162,6 @@ void Scan::on_hit(void* context, std::size_t query, std::size_t group, std::uint
   });
 }
 
-// Every step-th row of [begin, end) of the piece.
-void Scan::pack(std::size_t begin, std::size_t end, std::size_t step, Strip& strip) const {
-  strip.ids.clear();
-  for (std::size_t i = begin; i < end; i += step) strip.ids.push_back(piece_.id(i));
-  pack_strip(kernels_, problem_, format_, piece_.rows, strip);
-}
-
 void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, std::size_t count) {
   const PackedQueries& queries = *batches_[batch];
   std::vector<QueryBound> bounds(queries.count());
@@ -181,22 +177,18 @@ void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, 
   }
 }
 
-void Scan::scan_chunk(std::size_t strips) {
+void Scan::scan_chunk(const Strip* strips, std::size_t count) {
   parallel_for(batches_.size() * parts_, threads_, [&](std::size_t task) {
     const std::size_t part = task % parts_;
-    const std::size_t begin = part * strips / parts_;
-    const std::size_t end = (part + 1) * strips / parts_;
-    scan_batch(task / parts_, part, strips_.data() + begin, end - begin);
+    const std::size_t begin = part * count / parts_;
+    const std::size_t end = (part + 1) * count / parts_;
+    scan_batch(task / parts_, part, strips + begin, end - begin);
   });
 }
 
 // Guesses limits from the costs in a sample, every step-th row: that of the sample's neighbour of the given rank.
 void Scan::seed(std::size_t step, std::size_t rank) {
-  const std::size_t span = strip_rows(format_, problem_.width()) * step;
-  const std::size_t count = (piece_.count() + span - 1) / span;
-  if (strips_.size() < count) strips_.resize(count);
-  parallel_for(count, threads_,
-               [&](std::size_t i) { pack(i * span, std::min((i + 1) * span, piece_.count()), step, strips_[i]); });
+  const std::size_t count = pack_rows(kernels_, problem_, format_, piece_, 0, piece_.count(), step, threads_, strips_);
   const std::size_t k = std::exchange(k_, rank);
   parallel_for(batches_.size(), threads_, [&](std::size_t batch) {
     scan_batch(batch, 0, strips_.data(), count);
@@ -260,11 +252,8 @@ bool Scan::finish(std::size_t query) {
 std::vector<std::uint32_t> Scan::run(const std::vector<std::uint32_t>& which) {
   which_ = which;
   const std::size_t batch_count = (which.size() + kBatch - 1) / kBatch;
-  const std::size_t rows_per_strip = strip_rows(format_, problem_.width());
-  const std::size_t chunk_rows =
-      std::max<std::size_t>(1, kChunkBytes / (rows_per_strip * 4 * steps(format_, problem_.width()))) * rows_per_strip;
   parts_ = std::clamp<std::size_t>(kTasksPerThread * threads_ / batch_count, 1,
-                                   (std::min(chunk_rows, piece_.count()) + rows_per_strip - 1) / rows_per_strip);
+                                   (piece_.count() + kGroup - 1) / strip_rows(format_, problem_.width()) + 1);
   batches_.resize(batch_count);
   parallel_for(batch_count, threads_, [&](std::size_t batch) {
     const std::size_t first = batch * kBatch;
@@ -285,15 +274,11 @@ std::vector<std::uint32_t> Scan::run(const std::vector<std::uint32_t>& which) {
     // Four standard deviations above what is expected.
     seed(step, expected + 1 + static_cast<std::size_t>(4.0 * std::sqrt(static_cast<double>(expected))));
   }
-  for (std::size_t begin = 0; begin < piece_.count(); begin += chunk_rows) {
-    const std::size_t end = std::min(begin + chunk_rows, piece_.count());
-    const std::size_t count = (end - begin + rows_per_strip - 1) / rows_per_strip;
-    if (strips_.size() < count) strips_.resize(count);
-    parallel_for(count, threads_, [&](std::size_t i) {
-      const std::size_t first = begin + i * rows_per_strip;
-      pack(first, std::min(first + rows_per_strip, end), 1, strips_[i]);
-    });
-    scan_chunk(count);
+  if (packed_) {
+    scan_chunk(packed_->strips.data(), packed_->strips.size());
+  } else {
+    for_each_chunk(kernels_, problem_, format_, piece_, threads_, strips_,
+                   [&](const Strip* strips, std::size_t count) { scan_chunk(strips, count); });
   }
   std::vector<std::uint8_t> certified(which.size());
   parallel_for(which.size(), threads_, [&](std::size_t q) { certified[q] = finish(q); });
@@ -308,8 +293,8 @@ std::vector<std::uint32_t> Scan::run(const std::vector<std::uint32_t>& which) {
 
 void certified_scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
-                    std::size_t threads, std::vector<TopK>& best) {
-  Scan scan(kernels, format, metric, queries, piece, filter, k, threads, best);
+                    std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best) {
+  Scan scan(kernels, format, metric, queries, piece, filter, k, threads, packed, best);
   const std::size_t width = queries.dim;
   const std::size_t per_query = 4 * steps(format, width) + 3 * k * sizeof(Candidate) + 1024;
   const std::size_t at_once = std::max<std::size_t>(1, kStateBytes / per_query / kBatch) * kBatch;

@@ -6,14 +6,16 @@
 #include "cpu/brute_force.h"
 #include "cpu/filter.h"
 #include "cpu/kernels.h"
+#include "cpu/packing.h"
 #include "cpu/top_k.h"
 #include "rows.h"
 
 namespace iiae {
 
-// Does what brute_force does for the queries that are named, in less time.
+// Does what brute_force does for the queries that are named, in less time. `packed` holds the rows of the piece in int8
+// already, or is null.
 void certified_scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
-                    std::size_t threads, std::vector<TopK>& best);
+                    std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best);
 
 }  // namespace iiae

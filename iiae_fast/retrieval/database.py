@@ -20,6 +20,13 @@ DEFAULT_MEMORY_LIMIT = 128 << 20
 _PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
 
 
+# Searches of few queries wait for memory, and read int8 rows instead once they recur: packing costs what a few queries cost.
+_FEW_QUERIES = 32
+_PACKED_AFTER = 8
+_PACKED_VALUES = 1 << 20  # smaller pieces stay in the caches anyway
+_PACKED_DIM = 60000  # beyond it int8 sums could overflow
+
+
 @dataclass(frozen=True)
 class Block:
     """Consecutive rows in the engine's form; the first one has index ``start``."""
@@ -27,6 +34,7 @@ class Block:
     start: int
     array: NDArray[Any]
     dtype: str
+    packed: _C.PackedRows | None = None
 
 
 class Database:
@@ -53,6 +61,9 @@ class Database:
         self._memory_limit = memory_limit
         self._mapped = rows.array if isinstance(rows.array, np.memmap) else None
         self._pieces: list[NDArray[Any]] = []
+        self._packed: list[_C.PackedRows | None] = []
+        self._recurs = copy
+        self._few_queries = 0
         self._count = 0
         if self._mapped is not None:
             self._count = len(rows)
@@ -73,6 +84,7 @@ class Database:
         database.metric, database.dtype, database.dim = metric, rows.dtype, dim
         database._memory_limit, database._mapped = DEFAULT_MEMORY_LIMIT, None
         database._pieces, database._count = [rows.array], len(rows)
+        database._packed, database._recurs, database._few_queries = [None], True, 0
         _C.validate(rows.array, database.engine_dtype, "cosine", "database", 0, threads)
         return database
 
@@ -103,10 +115,22 @@ class Database:
         elif copy and np.may_share_memory(array, rows.array):
             array = array.copy()
         if self._pieces and len(self._pieces[-1]) < _PIECE_ROWS:
-            self._pieces[-1] = np.concatenate([self._pieces[-1], array])
+            self._pieces[-1], self._packed[-1] = np.concatenate([self._pieces[-1], array]), None
         else:
             self._pieces.append(array)
+            self._packed.append(None)
         self._count += len(rows)
+
+    def expect(self, queries: int, threads: int) -> None:
+        """Get ready for a search of that many queries."""
+        if not self._recurs or self._mapped is not None or queries > _FEW_QUERIES:
+            return
+        self._few_queries += queries
+        if self._few_queries <= _PACKED_AFTER:
+            return
+        for i, piece in enumerate(self._pieces):
+            if self._packed[i] is None and piece.size >= _PACKED_VALUES and piece.shape[1] <= _PACKED_DIM:
+                self._packed[i] = _C.PackedRows(piece, self.engine_dtype, self.metric, threads)
 
     def blocks(self, threads: int) -> Iterator[Block]:
         """All rows in order."""
@@ -114,8 +138,8 @@ class Database:
             yield from self._stream(self._mapped, threads)
             return
         start = 0
-        for piece in self._pieces:
-            yield Block(start, piece, self.engine_dtype)
+        for piece, packed in zip(self._pieces, self._packed):
+            yield Block(start, piece, self.engine_dtype, packed)
             start += len(piece)
 
     def _stream(self, mapped: NDArray[Any], threads: int) -> Iterator[Block]:

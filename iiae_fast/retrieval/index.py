@@ -209,6 +209,7 @@ def _search(
         excluded_ids = as_row_ids(exclude, "exclude", *size)
     elif exclude is not None:
         excluded_mask = as_mask(exclude, "exclude", *size)
+    database.expect(len(queries), threads)
     searcher = _C.Searcher(array, dtype, database.metric, k, threads)
     for block in database.blocks(threads):
         part = slice(block.start, block.start + len(block.array))
@@ -219,5 +220,6 @@ def _search(
             None if allowed_mask is None else allowed_mask[..., part],
             None if excluded_mask is None else excluded_mask[..., part],
             excluded_ids,
+            block.packed,
         )
     return Hits(*like_queries(queries, *searcher.result()))
