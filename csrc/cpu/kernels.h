@@ -29,7 +29,7 @@ struct ScanTask {
 };
 
 // Dimensions beyond this many steps are scanned in blocks, so that a block of a row group stays in the first-level cache.
-inline constexpr std::size_t kStepsPerBlock = 512;
+inline constexpr std::size_t kStepsPerBlock = 256;
 
 // Smaller scales than this would lose float64 precision; nothing that short is told from zero.
 inline constexpr double kLeastScale = 1e-280;

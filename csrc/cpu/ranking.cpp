@@ -19,7 +19,8 @@ namespace {
 
 constexpr std::size_t kQueryGroup = 8;  // queries that share one conversion of a row to float64
 constexpr std::size_t kBatch = 48;      // queries of one task of a scan; a multiple of every tile
-constexpr std::size_t kMaxBins = 1 << 15;
+constexpr std::size_t kBinsPerRow = 16;
+constexpr std::size_t kMaxBins = 1 << 16;
 
 }  // namespace
 
@@ -97,7 +98,7 @@ struct Ranking::Ruler {
       lowest.push_back(problem.lowest_cost(key_distance(problem.metric(), key)));
       highest.push_back(problem.highest_cost(key_distance(problem.metric(), key)));
     }
-    const std::size_t bins = std::min(4 * keys.size() + 2, kMaxBins);
+    const std::size_t bins = std::min(kBinsPerRow * keys.size() + 2, kMaxBins);
     first.assign(bins, 0);
     if (keys.empty()) return;
     base = highest.front();

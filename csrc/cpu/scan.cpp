@@ -219,8 +219,14 @@ void Scan::measure(std::uint32_t query, const std::vector<Candidate>& candidates
   const CanonicalQuery canonical(kernels_, metric_, queries_, query);
   const std::size_t dim = piece_.rows.dim;
   std::vector<double> row(dim);
+  // Candidates lie anywhere in memory; the processor itself only looks ahead within a row.
+  constexpr std::size_t kAhead = 4;
+  const std::size_t prefetched = std::min<std::size_t>(piece_.rows.stride, 512);
   for (std::size_t i = 0; i < candidates.size(); ++i) {
-    if (i + 4 < candidates.size()) __builtin_prefetch(piece_.rows.row(candidates[i + 4].id));
+    if (i + kAhead < candidates.size()) {
+      const std::byte* next = piece_.rows.row(candidates[i + kAhead].id);
+      for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(next + line);
+    }
     const std::uint32_t id = candidates[i].id;
     const double sq_norm = kernels_.load_row(piece_.rows, id, metric_, row.data());
     const double distance = kernels_.distance(metric_, dim, canonical.values.data(), canonical.sq_norm, row.data(), sq_norm);

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from iiae_fast import _C
 from iiae_fast.retrieval import METRICS, evaluate, paired_recall, search
 from iiae_fast.retrieval import evaluation as module
 
@@ -21,9 +22,27 @@ def test_equals_oracle(seed: int, metric: str, rows: int, queries: int, threads:
     x, q = np.rint(rng.normal(size=(rows, 4)) * 2), np.rint(rng.normal(size=(queries, 4)) * 2)  # with ties
     row_labels, query_labels = rng.integers(0, 5, rows), rng.integers(0, 6, queries)
     ks = (1, 5, 100)
-    result = evaluate(q, x, query_labels, row_labels, metric=metric, ks=ks, threads=threads)
     expected = oracle.measures(q, x, query_labels, row_labels, metric, ks)
-    assert list(result) == list(expected)
+    try:
+        for method in ("brute_force", "float32", "auto"):
+            _C.select_method(method)
+            result = evaluate(q, x, query_labels, row_labels, metric=metric, ks=ks, threads=threads)
+            assert list(result) == list(expected)
+            np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12)
+    finally:
+        _C.select_method("auto")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("spread", [1e-12, 1.0, 1e6])
+def test_many_rows(metric: str, spread: float) -> None:
+    """Counting by scan, with rows far apart and rows that fp32 cannot tell apart."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=8) + spread * rng.normal(size=(3000, 8)) * (rng.random((3000, 1)) < 0.9)
+    q = x[rng.integers(0, 3000, 12)] + spread * rng.normal(size=(12, 8))
+    row_labels, query_labels = rng.integers(0, 3, 3000), rng.integers(0, 3, 12)
+    result = evaluate(q, x, query_labels, row_labels, metric=metric, ks=(10,))
+    expected = oracle.measures(q, x, query_labels, row_labels, metric, (10,))
     np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12)
 
 

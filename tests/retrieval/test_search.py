@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import oracle
 import pytest
@@ -29,27 +31,62 @@ def check(case: Case) -> None:
                 where = f"{method} on {instruction_set}"
                 np.testing.assert_array_equal(np.asarray(hits.indices), expected[1], where)
                 np.testing.assert_array_equal(np.asarray(hits.distances), expected[0], where)
+        _C.select_method("int8")
+        database = index._database  # as it is after many searches of few queries in a large database
+        database._packed = [_C.PackedRows(piece, database.engine_dtype, case.metric, 2) for piece in database._pieces]
+        hits = index.search(case.queries, case.k, allowed=case.permitted, threads=case.threads)
+        np.testing.assert_array_equal(np.asarray(hits.indices), expected[1], "packed")
+        np.testing.assert_array_equal(np.asarray(hits.distances), expected[0], "packed")
     finally:
         _C.select_instruction_set(best)
         _C.select_method("auto")
 
 
-@settings(max_examples=300, deadline=None)
+CASES = int(os.environ.get("IIAE_SEARCH_CASES", "300"))
+
+
+@settings(max_examples=CASES, deadline=None)
 @given(cases())
 def test_equals_oracle(case: Case) -> None:
     check(case)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=CASES // 15, deadline=None)
 @given(cases(max_rows=2000, max_dim=20))
 def test_equals_oracle_many_rows(case: Case) -> None:
     check(case)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=CASES // 15, deadline=None)
 @given(cases(max_rows=40, max_dim=1500))
 def test_equals_oracle_many_columns(case: Case) -> None:
     check(case)
+
+
+def test_searches_of_few_queries_switch_to_packed_rows() -> None:
+    """A recurring small search gives the same before and after the index packs its rows, and after rows are added."""
+    rng = np.random.default_rng(0)
+    rows, queries = rng.normal(size=(20000, 64)).astype(np.float32), rng.normal(size=(3, 64)).astype(np.float32)
+    index = FlatIndex(rows[:17000])
+    mask = rng.random(17000) < 0.5
+    for _ in range(5):
+        hits = index.search(queries, 9, allowed=mask)
+        np.testing.assert_array_equal(hits.indices, search(queries, rows[:17000], 9, allowed=mask).indices)
+    assert index._database._packed[0] is not None
+    index.add(rows[17000:])
+    expected = oracle.search(queries, rows, 9, "sqeuclidean")
+    for _ in range(2):
+        hits = index.search(queries, 9)
+        np.testing.assert_array_equal(hits.indices, expected[1])
+        np.testing.assert_array_equal(hits.distances, expected[0])
+
+
+def test_packed_rows_of_another_array_are_refused() -> None:
+    rows = np.eye(4, dtype=np.float32)
+    packed = _C.PackedRows(rows, "float32", "sqeuclidean", 1)
+    searcher = _C.Searcher(rows, "float32", "cosine", 1, 1)
+    with pytest.raises(ValueError, match="another array or metric"):
+        searcher.scan(rows, "float32", 0, None, None, None, packed)
 
 
 def test_unknown_instruction_set_and_method() -> None:

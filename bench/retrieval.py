@@ -1,0 +1,272 @@
+"""Exact nearest neighbours and retrieval measures beside FAISS, torch and scikit-learn.
+
+As a benchmark of ``iiae bench retrieval`` it runs under the common gate and clock; run by itself it prints one table with the
+ratios, and how many of each rival's ids are unlike ours (of which a few queries are compared with a float64 brute force)::
+
+    python -m iiae_fast.bench.retrieval [--quick] [--threads 2] [--seconds 10] [--only TEXT] [--json]
+"""
+
+from __future__ import annotations
+
+__all__ = ["cases", "main"]
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_fast.bench.environment import cores, device_name
+from iiae_fast.bench.registry import Call, Case, Contestant, Ready, Settings, Unavailable, Work, importable
+from iiae_fast.bench.timing import CpuClock, Plan, measure
+from iiae_fast.errors import InputError
+from iiae_fast.retrieval import FlatIndex, evaluate, search
+
+_CHECKED = 8  # queries that are compared with a float64 brute force
+_WARM = 16  # searches of one query after which an index has settled
+_CLASSES = 21  # of the zero-shot sketch retrieval split that the evaluation case imitates
+_AGREEMENT = 0.99  # of a rival's ids that must be right: fp32 products may swap near ties
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One size: Q queries, N rows, D columns, k neighbours."""
+
+    queries: int
+    rows: int
+    dim: int
+    k: int
+    data: str = "gaussian"
+    one_shot: bool = False
+
+    def __str__(self) -> str:
+        how = "one-shot" if self.one_shot else "index"
+        return f"{how}, Q {self.queries:,}, N {self.rows:,}, d {self.dim:,}, k {self.k:,}, {self.data}"
+
+
+_SIZES = [
+    *(_Search(2000, 100_000, 64, k) for k in (10, 100, 1000)),
+    _Search(2000, 20_000, 512, 100),
+    _Search(1000, 10_000, 8192, 10),
+    _Search(1, 1_000_000, 64, 10),
+    _Search(100, 1_000_000, 64, 100),
+    *(_Search(2000, 100_000, 64, 100, data) for data in ("clustered", "anisotropic", "offset")),
+    _Search(2000, 100_000, 64, 100, one_shot=True),
+    _Search(1, 1_000_000, 64, 10, one_shot=True),
+]
+_QUICK = [_Search(500, 20_000, 64, k) for k in (10, 100)]
+_TOY = [_Search(10, 600, 8, 3)]
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """The sizes that users ask for, then the measures of a whole evaluation."""
+    if settings.device != "cpu":
+        return
+    for size in _TOY if settings.toy else _QUICK if settings.quick else _SIZES:
+        yield _search_case(size, settings)
+    if not settings.toy:
+        yield _evaluation_case(settings)
+
+
+def _make_data(size: _Search, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows and queries, (N, D) and (Q, D)."""
+    rng = np.random.default_rng(seed)
+    both = rng.standard_normal((size.rows + size.queries, size.dim), dtype=np.float32)
+    if size.data == "clustered":
+        centres = rng.standard_normal((100, size.dim), dtype=np.float32)
+        both = 0.1 * both + centres[rng.integers(0, len(centres), len(both))]
+    elif size.data == "anisotropic":
+        both *= np.geomspace(1.0, 0.01, size.dim, dtype=np.float32)
+    elif size.data == "offset":
+        both += np.float32(100.0)
+    return both[: size.rows], both[size.rows :]
+
+
+def _exact_ids(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> Ids:
+    """(Q, k) by brute force in float64, rounded to fp32, ties to the lowest index."""
+    found = [((rows.astype(np.float64) - q) ** 2).sum(1).astype(np.float32) for q in queries.astype(np.float64)]
+    return np.argsort(np.stack(found), axis=1, kind="stable")[:, :k]
+
+
+def _search_case(size: _Search, settings: Settings) -> Case:
+    rows, queries = _make_data(size, settings.seed)
+    exact = _exact_ids(rows, queries[:_CHECKED], size.k)
+
+    def check(least: float) -> Callable[[Ids], str]:
+        def judge(found: Ids) -> str:
+            right = float((found[:_CHECKED] == exact).mean())
+            return "" if right >= least else f"{1 - right:.2%} of ids differ from a float64 brute force"
+
+        return judge
+
+    makers: dict[str, Callable[[], Call]] = {
+        "iiae_fast": lambda: _ours(size, rows, queries, settings),
+        "faiss": lambda: _faiss(size, rows, queries, settings),
+        "matmul + topk": lambda: _matmul(size, rows, queries, settings),
+    }
+    contestants = [Contestant(name, make, check(1.0 if name == "iiae_fast" else _AGREEMENT)) for name, make in makers.items()]
+    pairs = size.queries * size.rows
+    work = Work(bytes=rows.nbytes + queries.nbytes, flops=2 * pairs * size.dim, items=size.queries, unit="queries")
+    return Case(str(size), contestants, check(1.0), work, vars(size), cold=False, replay=False)
+
+
+def _ours(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+    if size.one_shot:
+        return lambda: search(queries, rows, size.k, threads=settings.threads).indices
+    index = FlatIndex(rows, threads=settings.threads)
+    for _ in range(_WARM):
+        index.search(queries[:1], 1)
+    return lambda: index.search(queries, size.k).indices
+
+
+def _faiss(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+    faiss = importable("faiss", "faiss-cpu")
+    faiss.omp_set_num_threads(settings.threads)
+
+    def build() -> Any:
+        index = faiss.IndexFlatL2(size.dim)
+        index.add(rows)
+        return index
+
+    if size.one_shot:
+        return lambda: build().search(queries, size.k)[1]
+    index = build()
+    return lambda: index.search(queries, size.k)[1]
+
+
+def _matmul(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+    if size.queries * size.rows > 3e8:
+        raise Unavailable("its matrix of distances would take more than a gigabyte")
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    x, q = torch.from_numpy(rows), torch.from_numpy(queries)
+    norms = (x * x).sum(1)
+
+    def call() -> Ids:
+        # |q|² does not change the order; one-shot or not, the norms are part of an index.
+        distances = torch.addmm((x * x).sum(1) if size.one_shot else norms, q, x.T, alpha=-2.0)
+        ids: Ids = distances.topk(size.k, largest=False).indices.numpy()
+        return ids
+
+    return call
+
+
+def _evaluation_case(settings: Settings) -> Case:
+    """mAP@all and P@100 under cosine, against scikit-learn one query after the other, as published evaluations do it."""
+    count, queries, dim = (2000, 64, 64) if settings.quick else (17_101, 512, 64)
+    rng = np.random.default_rng(settings.seed)
+    centres = rng.standard_normal((_CLASSES, dim))
+    row_labels, query_labels = rng.integers(0, _CLASSES, count), rng.integers(0, _CLASSES, queries)
+    rows = (centres[row_labels] + 1.5 * rng.standard_normal((count, dim))).astype(np.float32)
+    asked = (centres[query_labels] + 1.5 * rng.standard_normal((queries, dim))).astype(np.float32)
+
+    def ours() -> NDArray[np.float64]:
+        found = evaluate(asked, rows, query_labels, row_labels, metric="cosine", ks=(100,), threads=settings.threads)
+        return np.array([found["map@all"], found["precision@100"]])
+
+    def scikit_learn() -> NDArray[np.float64]:
+        measures = importable("sklearn.metrics", "scikit-learn")
+        distances = measures.pairwise_distances(asked.astype(np.float64), rows.astype(np.float64), metric="cosine")
+        average = [measures.average_precision_score(row_labels == y, -d) for y, d in zip(query_labels, distances)]
+        nearest = np.argsort(distances, axis=1, kind="stable")[:, :100]
+        return np.array([np.mean(average), (row_labels[nearest] == query_labels[:, None]).mean()])
+
+    expected: list[NDArray[np.float64]] = []
+
+    def check(found: NDArray[np.float64]) -> str:
+        if not expected:
+            expected.append(scikit_learn())
+        error = float(np.abs(found - expected[0]).max())
+        return "" if error < 1e-6 else f"differs from scikit-learn by {error:.3g}"
+
+    contestants = [Contestant("iiae_fast", lambda: ours), Contestant("scikit-learn", lambda: scikit_learn)]
+    work = Work(items=queries, unit="queries")
+    name = f"mAP@all and P@100, Q {queries:,}, N {count:,}, d {dim}, cosine"
+    parameters = {"queries": queries, "rows": count, "dim": dim, "classes": _CLASSES}
+    return Case(name, contestants, check, work, parameters, cold=False, replay=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every case's times side by side; exit code 3 if anything of ours was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m iiae_fast.bench.retrieval", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
+    parser.add_argument("--threads", type=int, default=cores(), help="of every contestant")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing, for one case")
+    parser.add_argument("--seed", type=int, default=0, help="of the data")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        raise InputError(f"--threads={options.threads}: accepted is a whole number of at least 1")
+    settings = Settings(quick=options.quick, threads=options.threads, seed=options.seed)
+    lines: list[dict[str, Any]] = []
+    for case in cases(settings):
+        if options.only in case.name:
+            lines.append(_run(case, Plan(seconds=options.seconds)))
+            if not options.json:
+                print(_line(lines[-1]), flush=True)
+    if options.json:
+        print(json.dumps({"device": device_name("cpu"), "threads": options.threads, "cases": lines}))
+    return 3 if any(line["refused"].get("iiae_fast") for line in lines) else 0
+
+
+def _run(case: Case, plan: Plan) -> dict[str, Any]:
+    """Check, then time; medians in seconds, and the share of ids in which rivals differ from ours."""
+    calls: dict[str, Call] = {}
+    results: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for contestant in case.contestants:
+        try:
+            made = contestant.make()
+            call = made.call if isinstance(made, Ready) else made
+            results[contestant.name] = call()
+        except Unavailable as error:
+            refused[contestant.name] = str(error)
+            continue
+        problem = (contestant.check or case.check)(results[contestant.name])
+        if problem:
+            refused[contestant.name] = problem
+        else:
+            calls[contestant.name] = call
+    clock = CpuClock()
+    timings = measure({name: clock.prepare(call) for name, call in calls.items()}, clock, plan)
+    seconds = {name: float(np.median(timing.samples)) for name, timing in timings.items()}
+    ours = results.get("iiae_fast")
+    differ = {
+        name: int((found != ours).sum())
+        for name, found in results.items()
+        if name != "iiae_fast" and getattr(found, "dtype", None) == np.int64
+    }
+    rate = case.work.flops / seconds["iiae_fast"] / 1e9 if case.work.flops and "iiae_fast" in seconds else None
+    return {"case": case.name, "seconds": seconds, "gflops": rate, "ids_unlike_ours": differ, "refused": refused}
+
+
+def _line(line: dict[str, Any]) -> str:
+    seconds = line["seconds"]
+    ours = seconds.get("iiae_fast")
+    parts = [line["case"] + ":"]
+    for name, value in seconds.items():
+        wrong = line["ids_unlike_ours"].get(name)
+        ratio = f" ({value / ours:.2f}x" if ours and name != "iiae_fast" else ""
+        parts.append(
+            f"{name} {1000 * value:.1f} ms" + ratio + (f", {wrong} ids unlike ours)" if wrong else ")" if ratio else "") + ";"
+        )
+    if line["gflops"]:
+        parts.append(f"{line['gflops']:.0f} GFLOP/s")
+    parts += [f"[{name}: {reason}]" for name, reason in line["refused"].items()]
+    return " ".join(parts)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"iiae_fast.bench.retrieval: {error}", file=sys.stderr)
+        sys.exit(2)
