@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import trace_rules
 
 DEVICE = "cuda" if os.environ.get("IIAE_TEST_GPU") == "1" else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -76,6 +77,9 @@ def compare(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], leas
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what ``torch.empty`` and its kin return with NaN, so that an element nobody writes is seen."""
+
+    # Dynamo looks up torch's functions once and for all when it first traces: that must not find the poisoned ones.
+    trace_rules.get_torch_obj_rule_map()
 
     def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def fill(*arguments: Any, **options: Any) -> Tensor:
