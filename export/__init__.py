@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iiae_fast.export.graphs import GRAPHS, Graph
+    from iiae_fast.export.int8 import quantize
     from iiae_fast.export.onnx import to_onnx
     from iiae_fast.export.parity import TOLERANCES, ParityError, ParityReport, verify
     from iiae_fast.export.repository import model_repository
@@ -25,6 +26,7 @@ _OBJECTS = {
     "TensorInfo": "session",
     "load": "session",
     "model_repository": "repository",
+    "quantize": "int8",
     "to_onnx": "onnx",
     "verify": "parity",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "TensorInfo",
     "load",
     "model_repository",
+    "quantize",
     "to_onnx",
     "verify",
 ]

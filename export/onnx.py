@@ -23,7 +23,7 @@ from iiae_fast.errors import InputError, require
 from iiae_fast.export.graphs import Graph, Head, evaluate, graph_named, head_named, output_shape, tensor_shape
 from iiae_fast.export.passes import simplify
 from iiae_fast.export.precision import OPSET, lower
-from iiae_fast.export.sealing import seal
+from iiae_fast.export.sealing import finish
 from iiae_fast.model import IIAE
 from iiae_fast.storage import write_atomic
 from iiae_fast.version import __version__
@@ -107,7 +107,7 @@ def to_onnx(
         "iiae_fast": __version__,
         "weights": weights_sha256(model),
     }
-    write_atomic(path, seal(_finish(exported, {**facts, **_extra(metadata, facts)})))
+    write_atomic(path, finish(exported, {**facts, **_extra(metadata, facts)}))
     return path
 
 
@@ -196,14 +196,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
-    """Checked and serialized."""
-    import onnx
-
-    model.producer_name, model.producer_version = "iiae_fast", __version__
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data

@@ -20,7 +20,6 @@ def simplify(model: onnx.ModelProto) -> None:
     _fold_channel_slices(model.graph)
     prune(model.graph)
     del model.graph.value_info[:]
-    del model.metadata_props[:]
     for value in [*model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
     for initializer in model.graph.initializer:

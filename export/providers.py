@@ -12,9 +12,18 @@ _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
+_GRAPHS = {_CUDA: "enable_cuda_graph", _TENSORRT: "trt_cuda_graph_enable"}  # provider: its option
 
-def choose(onnxruntime: Any, data: bytes, options: Any, device: str) -> tuple[Any, str, str]:
+
+def choose(onnxruntime: Any, data: bytes, options: Any, device: str, cuda_graph: bool = False) -> tuple[Any, str, str]:
     """Open a runtime session on the device asked for.
+
+    Args:
+        onnxruntime: The module.
+        data: The model.
+        options: Its ``SessionOptions``.
+        device: As ``load`` takes it.
+        cuda_graph: Capture runs in CUDA graphs.
 
     Returns:
         The session, the device's name, and the reason in words.
@@ -35,11 +44,12 @@ def choose(onnxruntime: Any, data: bytes, options: Any, device: str) -> tuple[An
             return _on_cpu(onnxruntime, data, options, lack)
         raise InputError(f"device={device!r}: {lack}; install it with: pip install 'iiae_fast[gpu]'")
     ordinal = int(index or 0)
-    preferred = [name for name in dict.fromkeys((wanted, _CUDA)) if name in available]
+    providers: list[Any] = []
+    for name in dict.fromkeys((wanted, _CUDA)):
+        if name in available:
+            providers.append((name, {"device_id": ordinal, **({_GRAPHS[name]: "1"} if cuda_graph else {})}))
     try:
-        session = onnxruntime.InferenceSession(
-            data, options, providers=[*((name, {"device_id": ordinal}) for name in preferred), _CPU]
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=[*providers, _CPU])
         started = session.get_providers()[0] == wanted  # it falls back by itself when a provider does not start
         failure = f"{wanted} did not start"
     except Exception as error:  # its exception classes have no common base

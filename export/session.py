@@ -91,8 +91,8 @@ class Session:
         Raises:
             InputError: An input is missing, unknown, of another dtype or shape, or batches differ.
         """
-        named = inputs if isinstance(inputs, Mapping) else self._only_input(inputs)
-        batch = self._check("input", self.inputs, named)
+        named = self.named(inputs)
+        batch = len(named[self.inputs[0].name])
         arrays = {info.name: _contiguous(named[info.name], self.device) for info in self.inputs}
         like = named[self.inputs[0].name]
         outputs = {info.name: _empty(like, (batch, *info.shape[1:]), info.dtype, self.device) for info in self.outputs}
@@ -118,18 +118,26 @@ class Session:
                 self._check_buffer(kind, name, array)
         self._run(inputs, outputs, batch)
 
+    def named(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
+        """Inputs by name, checked; an array is the only input.
+
+        Raises:
+            InputError: As for a call.
+        """
+        if not isinstance(inputs, Mapping):
+            if len(self.inputs) != 1:
+                graph, names = self.metadata["graph"], ", ".join(info.name for info in self.inputs)
+                raise InputError(f"graph {graph} takes {names}: give a dictionary of them, not one {type(inputs).__name__}")
+            inputs = {self.inputs[0].name: inputs}
+        self._check("input", self.inputs, inputs)
+        return inputs
+
     def warm_up(self, *batches: int) -> None:
         """Run zeros of these batch sizes (default: 1), so that the first request does not pay for allocation and tuning."""
         for batch in batches or (1,):
             if batch < 1 or (self.max_batch is not None and batch > self.max_batch):
                 raise InputError(f"warm_up({batch}): accepted are batches from 1 to {self.max_batch or 'any size'}")
             self({info.name: np.zeros((batch, *_sample(info)), info.dtype) for info in self.inputs})
-
-    def _only_input(self, array: Array) -> dict[str, Array]:
-        if len(self.inputs) != 1:
-            graph, names = self.metadata["graph"], ", ".join(info.name for info in self.inputs)
-            raise InputError(f"graph {graph} takes {names}: give a dictionary of them, not one {type(array).__name__}")
-        return {self.inputs[0].name: array}
 
     def _check(self, kind: str, infos: tuple[TensorInfo, ...], arrays: Mapping[str, Array]) -> int:
         """The batch size of valid arrays."""
@@ -185,6 +193,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     max_batch: int | None = None,
+    cuda_graph: bool = False,
 ) -> Session:
     """Open an exported graph.
 
@@ -194,6 +203,8 @@ def load(
             where this onnxruntime has it and it starts, else the CPU. ``Session.reason`` says what was chosen and why.
         threads: CPU threads for one run; None leaves it to ONNX Runtime (one per physical core).
         max_batch: Split batches at this size, where the file sets no lower limit of its own: it bounds memory.
+        cuda_graph: On a GPU, capture the first run in a CUDA graph and replay it from then on, without the launches' cost.
+            Every run must then be a ``run_into`` of the same buffers on the device: ONNX Runtime replays into their addresses.
 
     Raises:
         CheckpointError: The file is missing, not ONNX, truncated, altered, or not written by ``to_onnx``.
@@ -215,7 +226,9 @@ def load(
     options.log_severity_level = 3  # errors; warnings about its own optimizations are no news to a user
     if threads is not None:
         options.intra_op_num_threads = threads
-    runtime, chosen, reason = choose(onnxruntime, data, options, device)
+    runtime, chosen, reason = choose(onnxruntime, data, options, device, cuda_graph)
+    if cuda_graph and chosen == "cpu":
+        raise InputError(f"cuda_graph=True needs a GPU; {reason}")
     session = Session(runtime, chosen, reason)
     if max_batch is not None:
         session.max_batch = min(max_batch, session.max_batch or max_batch)

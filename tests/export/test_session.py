@@ -207,6 +207,8 @@ def test_devices(export_graph: Export) -> None:
         ):
             load(path, device="cuda")
         assert "has no CUDAExecutionProvider (it has " in load(path).reason
+    with pytest.raises(InputError, match="cuda_graph=True needs a GPU; CPUExecutionProvider: the CPU was asked for"):
+        load(path, device="cpu", cuda_graph=True)
 
 
 class FakeRuntime:
@@ -238,6 +240,12 @@ def test_provider_choice() -> None:
     assert choose(runtime, b"", None, "tensorrt")[1:] == ("cuda:0", f"{tensorrt}: tensorrt was asked for")
     assert runtime.asked[1] == [(cuda, {"device_id": 1}), "CPUExecutionProvider"]
     assert runtime.asked[2] == [(tensorrt, {"device_id": 0}), (cuda, {"device_id": 0}), "CPUExecutionProvider"]
+    choose(runtime, b"", None, "tensorrt:1", cuda_graph=True)
+    assert runtime.asked[3] == [
+        (tensorrt, {"device_id": 1, "trt_cuda_graph_enable": "1"}),
+        (cuda, {"device_id": 1, "enable_cuda_graph": "1"}),
+        "CPUExecutionProvider",
+    ]
     # ONNX Runtime falls back by itself, silently, where the driver is missing: we say so, or refuse
     for broken in (FakeRuntime([cuda], []), FakeRuntime([cuda], [], error="no driver")):
         _, device, reason = choose(broken, b"", None, "auto")
