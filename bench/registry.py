@@ -44,6 +44,9 @@ OURS = {
     "triton": "this package's Triton kernels",
     "reference": "this package's plain PyTorch definition of its kernels",
     "iiae_fast": "this package",
+    "onnx fp32": "this package's exported graph in ONNX Runtime",
+    "onnx fp16": "the same at fp16",
+    "onnx int8": "the same, statically quantized to int8",
 }
 RIVALS = {
     "eager": "the same in plain PyTorch, as one would write it",

@@ -24,7 +24,7 @@ def test_cases() -> None:
         result = contestant.make()()
         check = contestant.check or case.check
         assert check(result) == ""
-        assert check(result * 1.5).startswith("relative error 0.5")
+        assert check(result * 1.5).startswith("relative error 0.")
         assert check(result * float("nan")) != ""
     assert case.work.items == 2
     assert case.work.flops is not None
