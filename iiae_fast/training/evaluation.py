@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Codes", "Validation", "encode", "evaluate", "validate"]
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Validation:
     """Held-out pairs: retrieval by the codes' means, and loss terms without annealing (a_t = 1) and without sampling.
 
     Attributes:
-        shared, exclusive: R@1 as ``{"x_to_y": r, "y_to_x": r}``.
+        shared, exclusive: R@1 as ``{"x_to_y": r, "y_to_x": r}``; NaN where a loss is not finite.
         losses: Means over the pairs, by the names of ``LossTerms``.
     """
 
@@ -153,11 +154,14 @@ def validate(
             codes.shared_y[rows] = out.r_y.flat_mean().float().cpu().numpy()
             codes.exclusive_x[rows] = out.q_x.flat_mean().float().cpu().numpy()
             codes.exclusive_y[rows] = out.q_y.flat_mean().float().cpu().numpy()
-    means = np.average(losses.rows().double().numpy(), axis=0, weights=weights)
+    means = dict(zip(losses.names, np.average(losses.rows().double().numpy(), axis=0, weights=weights).tolist()))
+    if not all(map(math.isfinite, means.values())):  # then codes may be so too, which have no neighbours
+        unknown = {"x_to_y": math.nan, "y_to_x": math.nan}
+        return Validation(unknown, unknown, means)
     return Validation(
         shared=retrieval.paired_recall(codes.shared_x, codes.shared_y),
         exclusive=retrieval.paired_recall(codes.exclusive_x, codes.exclusive_y),
-        losses=dict(zip(losses.names, means.tolist())),
+        losses=means,
     )
 
 

@@ -283,7 +283,7 @@ class _Run:
             found = validate(self.model, self.splits.valid, self.preset.objective, len(self.splits.train), stop)
             if found is None:
                 return  # the checkpoint that follows knows that this validation is still to come
-            for name, value in found.losses.items():
+            for name, value in sorted(found.losses.items(), key=lambda loss: loss[0] == "total"):  # a term before their sum
                 if not math.isfinite(value):
                     self._fail(f"{name} of the validation pairs", value, self.state.step)
             self.state.validated = self.state.step

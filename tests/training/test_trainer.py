@@ -230,6 +230,14 @@ def test_a_diverging_run_is_stopped(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_validation_pairs_whose_codes_overflow_are_named(tmp_path: Path, feature_splits: Splits) -> None:
+    feature_splits.valid.x[3] = 3e38  # type: ignore[attr-defined]
+    message = r"(rec|kl)_\w+ of the validation pairs became (nan|inf) at step 30 of 60\. The last good .* \(step \d+\)"
+    with pytest.raises(NonFiniteLossError, match=message):
+        training.train(features(), tmp_path, progress=False, checkpoint_seconds=0)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_non_finite_weights_are_never_saved(tmp_path: Path, feature_splits: Splits) -> None:
     # The first loss is finite, the weights after it are not, and a checkpoint is due then.
     with pytest.raises(NonFiniteLossError, match=r"model/\S+ is not finite at step 1 of 60\. The last good .* \(step 0\)"):
