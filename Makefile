@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help demo test lint format type aot sanitize bench gpu-suite clean
+.PHONY: help demo test lint format type aot bench gpu-suite clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ format: $(INSTALLED)  ## Apply them
 
 type: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy
+
+aot: $(INSTALLED)  ## Compile every Triton kernel for six GPU architectures, without a GPU; fails on a register spill
+	$(BIN)/python -m iiae_fast.kernels.aot
 
 bench: $(INSTALLED)  ## Measure everything on this machine; the report goes to bench/results
 	$(BIN)/iiae bench all $(if $(QUICK),--quick)

@@ -1,4 +1,4 @@
-"""The exact retrieval engine (csrc/). Rows are matrices that are contiguous in their last dimension; bfloat16 travels as uint16."""
+"""The exact retrieval engine (csrc/). Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16."""
 
 from typing import Any
 
