@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Train on real digits, retrieve, translate, export, and wr
 	$(BIN)/iiae demo --run-dir runs/demo
 
 test: $(INSTALLED) lint type  ## Style, types and all tests that need no GPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
