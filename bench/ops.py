@@ -48,7 +48,7 @@ def contestants(operation: Operation, settings: Settings, compile: bool = True) 
         Contestant("reference", lambda: _call(operation, lambda: operation.ours("reference"))),
         Contestant("eager", lambda: _call(operation, operation.plain)),
     ]
-    if compile and not settings.toy:
+    if compile:
         entrants.append(Contestant("torch.compile", lambda: _call(operation, compiled(operation.plain, settings))))
     return entrants
 
