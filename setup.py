@@ -1,6 +1,5 @@
-"""Builds the retrieval engine ``iiae_fast._C``: always its CPU part, its CUDA part when nvcc is there.
+"""Builds the retrieval engine ``iiae_fast._C``, which runs on the CPU.
 
-``IIAE_CUDA`` decides explicitly: ``1`` makes a missing nvcc an error, ``0`` leaves the CUDA part out.
 ``IIAE_SANITIZE=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
