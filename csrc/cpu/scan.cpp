@@ -195,8 +195,11 @@ void Scan::seed(std::size_t step, std::size_t rank) {
     for (std::size_t q = batch * kBatch; q < std::min((batch + 1) * kBatch, which_.size()); ++q) {
       auto& candidates = state(q, 0).candidates;
       if (candidates.size() >= rank) guess_[q] = Problem::with_ties(highest_of_best(candidates, rank));
-      candidates.clear();
-      for (std::size_t part = 0; part < parts_; ++part) state(q, part).limit = std::min(limit_[q], guess_[q]);
+      // Only the guess is kept: the scan meets the sampled rows again, those measured early included.
+      for (std::size_t part = 0; part < parts_; ++part) {
+        state(q, part) = State(k);
+        state(q, part).limit = std::min(limit_[q], guess_[q]);
+      }
     }
   });
   k_ = k;

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import Case, cases
+from cases import Case, cases, make_case
 from hypothesis import given, settings
 
 from iiae_fast import _C
@@ -61,6 +61,11 @@ def test_equals_oracle_many_rows(case: Case) -> None:
 @given(cases(max_rows=40, max_dim=1500))
 def test_equals_oracle_many_columns(case: Case) -> None:
     check(case)
+
+
+def test_a_sampled_row_is_not_found_twice() -> None:
+    """Bounds so wide that the sample's candidates are measured at once: they came up again in the scan that follows."""
+    check(make_case(166, "gaussian_kl", ("float32", "float32"), (1306, 10, 7), 1))
 
 
 def test_searches_of_few_queries_switch_to_packed_rows() -> None:
