@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from iiae_fast.errors import CheckpointError, InputError, require
 from iiae_fast.export.providers import choose
 from iiae_fast.export.sealing import sealed
+from iiae_fast.storage import read_whole
 
 if TYPE_CHECKING:
     import torch
@@ -216,7 +217,7 @@ def load(
             raise InputError(f"{name}={value!r}: accepted is a whole number of at least 1, or None")
     onnxruntime = require("onnxruntime", "onnx")
     path = Path(path)
-    data = _read(path)
+    data = read_whole(path, "an ONNX file")
     intact = sealed(data)
     if intact is False:
         raise CheckpointError(f"{path}: altered since it was exported (checksum differs)")
@@ -233,15 +234,6 @@ def load(
     if max_batch is not None:
         session.max_batch = min(max_batch, session.max_batch or max_batch)
     return session
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path}: is a directory, expected an ONNX file") from None
 
 
 def _what_is_it(onnxruntime: Any, data: bytes) -> str:

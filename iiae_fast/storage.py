@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_json", "load_tensors", "save_json", "save_tensors", "write_atomic"]
+__all__ = ["load_json", "load_tensors", "read_whole", "save_json", "save_tensors", "write_atomic"]
 
 import hashlib
 import json
@@ -39,13 +39,18 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.close(directory)
 
 
-def _read(path: Path) -> bytes:
+def read_whole(path: Path, expected: str = "a file") -> bytes:
+    """The bytes of a file; ``expected`` says in the message what a directory stands in the place of.
+
+    Raises:
+        CheckpointError: The file is missing, or a directory.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{path}: is a directory, expected a file") from None
+        raise CheckpointError(f"{path}: is a directory, expected {expected}") from None
 
 
 def save_json(path: str | Path, values: dict[str, Any]) -> None:
@@ -62,7 +67,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = json.loads(_read(path))
+        values = json.loads(read_whole(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict) or "checksum" not in values:
@@ -98,7 +103,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors.torch import load
 
     path = Path(path)
-    data = _read(path)
+    data = read_whole(path)
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
