@@ -23,6 +23,7 @@ from iiae_fast.storage import load_json, load_tensors, save_json, save_tensors
 from iiae_fast.version import __version__
 
 Domain = Literal["x", "y"]
+Activation = Literal["tanh"] | None
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -55,19 +56,23 @@ class IIAEOutput:
     kl: Tensor
     x_logits: Tensor
     y_logits: Tensor
-    activation: Literal["tanh"] | None
+    activation: Activation
     class_logits: Tensor | None
     backend: str
 
     @property
     def x_hat(self) -> Tensor:
         """Mean of p(x | z_x, z_s), shaped like x."""
-        return self.x_logits.tanh() if self.activation == "tanh" else self.x_logits
+        return _activate(self.x_logits, self.activation)
 
     @property
     def y_hat(self) -> Tensor:
         """Mean of p(y | z_y, z_s), shaped like y."""
-        return self.y_logits.tanh() if self.activation == "tanh" else self.y_logits
+        return _activate(self.y_logits, self.activation)
+
+
+def _activate(logits: Tensor, activation: Activation) -> Tensor:
+    return logits.tanh() if activation == "tanh" else logits
 
 
 class IIAE(nn.Module):
@@ -134,7 +139,7 @@ class IIAE(nn.Module):
             kl=latents.kl,
             x_logits=self.decoder_x(z_s, z_x),
             y_logits=self.decoder_y(z_s, z_y),
-            activation=None if self.config.family == "feature" else "tanh",
+            activation=self.activation,
             class_logits=None if self.classifier is None else self.classifier(z_s),
             backend=self.backend,
         )
@@ -245,7 +250,7 @@ class IIAE(nn.Module):
         if z_exclusive.dim() != 2 or z_exclusive.shape[1] != size:
             raise ValueError(f"exclusive code of shape {tuple(z_exclusive.shape)}: accepted is (B, {size})")
         logits: Tensor = decoder(z_s, z_exclusive)
-        return logits if self.config.family == "feature" else logits.tanh()
+        return _activate(logits, self.activation)
 
     def _input(self, name: str, values: Tensor) -> Tensor:
         expected = self.config.input_shape
@@ -258,6 +263,11 @@ class IIAE(nn.Module):
         if not values.is_floating_point():
             raise ValueError(f"{name} of dtype {values.dtype}: accepted are floating point values, and uint8 images")
         return values
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoders' outputs: ``"tanh"`` (images) or None (features)."""
+        return None if self.config.family == "feature" else "tanh"
 
     @property
     def dtype(self) -> torch.dtype:
