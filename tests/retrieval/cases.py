@@ -86,13 +86,13 @@ def make_case(seed: int, metric: str, dtypes: tuple[str, str], shape: tuple[int,
     return Case(given_queries, given_rows, exact_queries, exact_rows, metric, k, permitted, threads)
 
 
-def cases(max_rows: int = 80, max_dim: int = 70) -> st.SearchStrategy[Case]:
+def cases(max_rows: int = 80, max_dim: int = 70, min_rows: int = 1) -> st.SearchStrategy[Case]:
     """Problems over shapes, dtypes, metrics, masks, scales and threads."""
     return st.builds(
         make_case,
         seed=st.integers(0, 2**32 - 1),
         metric=st.sampled_from(METRICS),
         dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
-        shape=st.tuples(st.integers(1, max_rows), st.integers(1, 12), st.integers(1, max_dim)),
+        shape=st.tuples(st.integers(min_rows, max_rows), st.integers(1, 12), st.integers(1, max_dim)),
         threads=st.sampled_from([1, 2, 5]),
     )

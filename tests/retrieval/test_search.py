@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from cases import Case, cases, make_case
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iiae_fast import _C
 from iiae_fast.retrieval import METRICS, FlatIndex, search
@@ -61,6 +63,13 @@ def test_equals_oracle_many_rows(case: Case) -> None:
 @given(cases(max_rows=40, max_dim=1500))
 def test_equals_oracle_many_columns(case: Case) -> None:
     check(case)
+
+
+@settings(max_examples=CASES // 15, deadline=None)
+@given(cases(min_rows=800, max_rows=2500, max_dim=24), st.integers(100, 200))
+def test_equals_oracle_where_rows_are_sampled(case: Case, k: int) -> None:
+    """From k = 100 on, in at least 4 k rows, the scan starts from a guess by a sample."""
+    check(dataclasses.replace(case, k=k))
 
 
 def test_a_sampled_row_is_not_found_twice() -> None:
