@@ -8,7 +8,12 @@ from __future__ import annotations
 __all__ = ["blocks", "main"]
 
 import argparse
+import importlib.util
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +45,20 @@ def _counts(settings: Settings) -> dict[str, Any]:
     return {"rows": counts.count(compiled=not settings.quick)}
 
 
-FACTS: dict[str, Callable[[Settings], Any]] = {"aot": _resources, "counts": _counts}
+def _traffic(settings: Settings) -> dict[str, Any]:
+    """In a process of its own, since kernels are interpreted there."""
+    if importlib.util.find_spec("triton") is None:
+        raise Unavailable("counting the kernels' memory accesses needs Triton (its interpreter)")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traffic.json"
+        command = [sys.executable, "-m", "iiae_fast.bench.traffic", "--json", str(path), *(["--quick"] * settings.quick)]
+        run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise RuntimeError(run.stderr[-400:])
+        return {"rows": json.loads(path.read_text())}
+
+
+FACTS: dict[str, Callable[[Settings], Any]] = {"aot": _resources, "counts": _counts, "traffic": _traffic}
 """Name: what gathers it. Each is attempted; one that raises leaves its reason."""
 
 
@@ -58,7 +76,7 @@ def gather(settings: Settings, writer: Writer) -> None:
 def blocks(results: Results) -> list[Block]:
     """The report's section; nothing when no fact was gathered."""
     page: list[Block] = []
-    for name, show in (("counts", _show_counts), ("aot", _show_resources)):
+    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _show_resources)):
         value = results.fact(name)
         if value is not None:
             page += [Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value)
@@ -66,12 +84,20 @@ def blocks(results: Results) -> list[Block]:
 
 
 def _show_resources(value: dict[str, Any]) -> list[Block]:
-    columns = ("kernel", "target", ">registers", ">spilled bytes", ">shared bytes", ">instructions", ">widest load", "problem")
-    fields = ("name", "target", "registers", "spills", "shared", "instructions", "load", "problem")
-    rows = [tuple(str(report[field]) for field in fields) for report in value["reports"]]
+    columns = ("kernel", "target", ">registers", ">spilled bytes", ">shared bytes", ">widest load", ">instructions")
+    fields = ("name", "target", "registers", "spills", "shared", "load", "instructions")
+    kinds = tuple(value["reports"][0]["mix"])
+    rows = [
+        (*(str(report[field]) for field in fields), *(str(report["mix"][kind]) for kind in kinds), report["problem"])
+        for report in value["reports"]
+    ]
     bad = sum(bool(report["problem"]) for report in value["reports"])
     note = f"{len(rows)} kernels compiled with Triton {value['triton']} without a GPU; {bad} with a problem."
-    return [Heading("Machine code of the Triton kernels", 3), Paragraph(note), Table(columns, rows)]
+    return [
+        Heading("Machine code of the Triton kernels", 3),
+        Paragraph(note),
+        Table((*columns, *(f">{kind}" for kind in kinds), "problem"), rows),
+    ]
 
 
 def _show_counts(value: dict[str, Any]) -> list[Block]:
@@ -82,6 +108,23 @@ def _show_counts(value: dict[str, Any]) -> list[Block]:
     )
     columns = ("the loss block of one training step", ">operators", ">launches", "")
     return [Heading("Operators and launches", 3), Paragraph(note), Table(columns, rows)]
+
+
+def _show_traffic(value: dict[str, Any]) -> list[Block]:
+    def number(count: float | None) -> str:
+        return "" if count is None else f"{count:.2f}"
+
+    rows = [
+        (row["operation"], row["per"], *(number(row[column]) for column in ("must", "ours", "eager", "inductor")))
+        for row in value["rows"]
+    ]
+    note = (
+        "Bytes per element, forward with backward. Must: each pass reads its inputs once and writes its outputs once. Triton: "
+        "the 32-byte sectors that its block accesses touch, recorded in the interpreter. Eager: inputs and outputs of every "
+        "operator. Inductor: its own count for the kernels that it fuses on this machine."
+    )
+    columns = ("operation", "per", ">must", ">Triton", ">eager", ">inductor")
+    return [Heading("Memory traffic", 3), Paragraph(note), Table(columns, rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

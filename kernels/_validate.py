@@ -39,12 +39,17 @@ def require_head(name: str, value: object) -> None:
     require_dtype(name, value)
 
 
-def require_alike(name: str, value: Tensor, other_name: str, other: Tensor, *, shape: bool = True) -> None:
-    """``value`` has the dtype and device of ``other``, and its shape (or only its batch size)."""
+def require_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """``value`` has the dtype and device of ``other``."""
     if value.dtype != other.dtype:
         raise ValueError(f"{name}: dtype {value.dtype} differs from {other_name}'s {other.dtype}")
     if value.device != other.device:
         raise ValueError(f"{name}: device {value.device} differs from {other_name}'s {other.device}")
+
+
+def require_alike(name: str, value: Tensor, other_name: str, other: Tensor, *, shape: bool = True) -> None:
+    """``value`` has the dtype and device of ``other``, and its shape (or only its batch size)."""
+    require_kind(name, value, other_name, other)
     if shape and value.shape != other.shape:
         raise ValueError(f"{name}: shape {tuple(value.shape)} differs from {other_name}'s {tuple(other.shape)}")
     if value.shape[0] != other.shape[0]:
