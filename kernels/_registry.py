@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "INTERPRETED",
     "Launch",
+    "code_settings",
     "constant",
     "jit",
     "launch",
@@ -133,3 +134,13 @@ def next_power_of_2(n: int, least: int, most: int) -> int:
     while size < n and size < most:
         size *= 2
     return size
+
+
+def code_settings(size: int, most: int, itemsize: int) -> dict[str, int]:
+    """Block and warps for a code of ``size`` numbers of ``itemsize`` bytes: a 16-byte load a thread, two in fp64.
+
+    Forward has one program for a whole code, so a large ``most``; backward spreads a code over many small programs. In fp64
+    the assembler spills registers with more than 128 threads or more elements for each.
+    """
+    block = next_power_of_2(size, 128, min(most, 512) if itemsize == 8 else most)
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * max(4, 16 // itemsize)))}

@@ -191,8 +191,9 @@ def compile_variant(variant: Variant, target: str) -> Report:
         compiled = triton.compile(_source(variant.launch), target=where, options=options)
     if amd:
         text = compiled.asm["amdgcn"]
-        fields = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", text)}
-        registers, spills = fields["vgpr_count"], fields["sgpr_spill_count"] + fields["vgpr_spill_count"]
+        # Scalar registers spill into lanes of vector registers, not into memory.
+        fields = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
+        registers, spills = fields["vgpr_count"], fields["vgpr_spill_count"]
         instructions = re.findall(r"^\t([a-z]\w+_\w+)", text, re.MULTILINE)
         words = [int(width or 1) for width in re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", text)]
         loads = [4 * count for count in words] or [1]

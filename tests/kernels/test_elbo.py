@@ -13,6 +13,8 @@ from torch import Tensor
 from iiae_fast.kernels import ElboWeights, elbo
 from iiae_fast.kernels.elbo import backward, forward
 
+pytestmark = pytest.mark.gpu
+
 WEIGHTS = ElboWeights(1.2, 1.2, 0.2, 0.7)
 BACKENDS = ["reference", "triton"]
 
