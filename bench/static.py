@@ -5,7 +5,7 @@ python -m iiae_fast.bench.static --file results.jsonl [--quick]
 
 from __future__ import annotations
 
-__all__ = ["blocks", "main"]
+__all__ = ["blocks", "main", "summary"]
 
 import argparse
 import importlib.util
@@ -31,8 +31,8 @@ def _resources(settings: Settings) -> dict[str, Any]:
 
     if triton is None or INTERPRETED:
         raise Unavailable("compiling ahead of time needs Triton, and TRITON_INTERPRET not in the environment")
-    targets = ("sm_90",) if settings.quick else tuple(name for name in aot.TARGETS if name.startswith("sm_"))
-    matches = ("bf16 channels_last", "bf16 u8 contiguous laplace tanh") if settings.quick else ("bf16", "fp32")
+    targets = ("sm_90",) if settings.quick else aot.TARGETS
+    matches = ("bf16 channels_last", "bf16 u8 contiguous laplace tanh") if settings.quick else ("",)
     reports = [report for match in matches for report in aot.compile_all(targets, match, settings.threads)]
     rows = list(dict.fromkeys((report.name, report.target) for report in reports))
     by_name = {(report.name, report.target): report._asdict() for report in reports}
@@ -81,6 +81,37 @@ def blocks(results: Results) -> list[Block]:
         if value is not None:
             page += [Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value)
     return [Heading("Counted without a GPU"), *page] if page else []
+
+
+def summary(results: Results) -> list[Block]:
+    """The section in short, for documents: the machine code as one row for each kernel."""
+    page: list[Block] = []
+    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _summarize_resources)):
+        value = results.fact(name)
+        if value is not None and "missing" not in value:
+            page += show(value)
+    return page
+
+
+def _summarize_resources(value: dict[str, Any]) -> list[Block]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for report in value["reports"]:
+        groups.setdefault(report["name"].split()[0], []).append(report)
+    rows = []
+    for name, reports in groups.items():
+        registers, shared, instructions = (
+            max(one[field] for one in reports) for field in ("registers", "shared", "instructions")
+        )
+        spills = sum(one["spills"] for one in reports)
+        load = min((one["load"] for one in reports if one["wide"]), default="")
+        rows.append((name, *map(str, (len(reports), registers, spills, shared, instructions, load))))
+    targets = ", ".join(dict.fromkeys(report["target"] for report in value["reports"]))
+    note = (
+        f"{len(value['reports'])} variants (dtype, layout, options, target) compiled with Triton {value['triton']} without a "
+        f"GPU for {targets}; of each kernel the worst variant."
+    )
+    columns = ("kernel", ">variants", ">registers", ">spilled bytes", ">shared bytes", ">instructions", ">load, contiguous")
+    return [Heading("Machine code", 3), Paragraph(note), Table(columns, rows)]
 
 
 def _show_resources(value: dict[str, Any]) -> list[Block]:

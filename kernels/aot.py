@@ -62,8 +62,8 @@ class Variant(NamedTuple):
 class Report(NamedTuple):
     """What one variant became on one target.
 
-    ``load`` is the width of the widest global load in bytes; ``mix`` counts the instructions by kind, as they stand in the
-    program, not as often as they run.
+    ``load`` is the width of the widest global load in bytes, ``wide`` whether it must be 16; ``mix`` counts the instructions by
+    kind, as they stand in the program, not as often as they run.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Report(NamedTuple):
     shared: int
     instructions: int
     load: int
+    wide: bool
     mix: dict[str, int]
     problem: str
 
@@ -211,7 +212,7 @@ def compile_variant(variant: Variant, target: str) -> Report:
     for instruction in instructions:
         mix[next((kind for kind, pattern in _KINDS.items() if re.match(pattern, instruction)), "other")] += 1
     shared = compiled.metadata.shared
-    return Report(variant.name, target, registers, spills, shared, len(instructions), load, mix, problem)
+    return Report(variant.name, target, registers, spills, shared, len(instructions), load, variant.wide, mix, problem)
 
 
 def _compile(job: tuple[int, str]) -> Report:
