@@ -83,3 +83,8 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     assert "iiae_fast/py.typed" in names
     assert "iiae_fast/reports/report.html.jinja" in names
     assert any(re.fullmatch(r"iiae_fast/_C\..*\.(so|pyd)", name) for name in names)
+
+
+def test_submodules_are_attributes() -> None:
+    program = "import iiae_fast; iiae_fast.errors.InputError, iiae_fast.config.ModelConfig, iiae_fast.model.IIAE"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
