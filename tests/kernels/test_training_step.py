@@ -102,3 +102,26 @@ def test_learns_the_same_as_the_reference(monkeypatch: pytest.MonkeyPatch) -> No
             history[backend].append({name: value.item() for name, value in terms.named().items()})
     for ours, theirs in zip(history["triton"], history["reference"]):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_exports_on_the_plain_backend() -> None:
+    """The whole loss as one exported program, seed and step among its inputs."""
+    model = IIAE(presets.get("digits-cdcb", image_size=16).model, backend="reference").to(DEVICE)
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, y: Tensor, seed: Tensor, step: Tensor) -> Tensor:
+            out = self.model(x, y, sample=True, seed=seed)
+            return objectives.iiae(out, x, y, ObjectiveConfig(), step=step).total
+
+    loss = Loss().eval()
+    x, y = (torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    seed, step = torch.tensor([5], device=DEVICE), torch.tensor([7], device=DEVICE)
+    program = torch.export.export(loss, (x, y, seed, step)).module()
+    for _ in range(2):
+        torch.testing.assert_close(program(x, y, seed, step), loss(x, y, seed, step))
+        seed.add_(1)
+        step.add_(100)
