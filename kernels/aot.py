@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from iiae_fast.kernels import reference
-from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton, warps
+from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton
 from iiae_fast.kernels.elbo import backward as elbo_backward
 from iiae_fast.kernels.elbo import forward as elbo_forward
 from iiae_fast.kernels.iiae_latents import backward as latents_backward
@@ -187,9 +187,8 @@ def compile_variant(variant: Variant, target: str) -> Report:
     amd = target.startswith("gfx")
     where = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     log = io.StringIO()
-    options = {"num_warps": warps(variant.launch.num_warps, amd), "enable_fp_fusion": True}
     with contextlib.redirect_stdout(log):
-        compiled = triton.compile(_source(variant.launch), target=where, options=options)
+        compiled = triton.compile(_source(variant.launch), target=where, options=variant.launch.options(amd))
     if amd:
         text = compiled.asm["amdgcn"]
         # Scalar registers spill into lanes of vector registers, not into memory.
