@@ -74,8 +74,9 @@ def test_form_of_the_file(family: str, graph: str, export_graph: Export, models:
     used = {name for node in proto.graph.node for name in node.input}
     assert {weight.name for weight in proto.graph.initializer} <= used
     assert {name for node in proto.graph.node for name in node.output} <= used | {spec.output}
-    text = str(proto).replace(str(Path.cwd()), "/work")
-    assert "/work" not in text and "site-packages" not in text and ".py" not in text  # noqa: PT018
+    text = str(proto)
+    for trace in (str(Path.cwd()), "site-packages", ".py"):
+        assert trace not in text  # of the machine that exported it
 
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert metadata.pop("checksum")
