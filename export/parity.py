@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TOLERANCES", "ParityError", "ParityReport", "verify"]
+__all__ = ["TOLERANCES", "ParityError", "ParityReport", "complete_inputs", "verify"]
 
 import copy
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def verify(
         tolerance = TOLERANCES[precision]
     reference = copy.deepcopy(model).float().eval()
     with torch.no_grad():
-        inputs = _complete(reference, graph, session, samples)
+        inputs = complete_inputs(session, reference, samples)
         count = max(len(inputs[name]) for name in graph.inputs)
         if count == 0:
             raise InputError("samples are empty: at least one is needed")
@@ -132,8 +132,18 @@ def _check_interface(session: Session, model: IIAE, graph: Graph, head: Head) ->
         raise ParityError(f"graph {graph.name}: its inputs and output are {found}, the model's are {expected}")
 
 
-def _complete(model: IIAE, graph: Graph, session: Session, samples: Inputs) -> dict[str, NDArray[Any]]:
-    """All inputs of the graph as numpy arrays."""
+def complete_inputs(session: Session, model: IIAE, samples: Inputs) -> dict[str, NDArray[Any]]:
+    """Every input of the session's graph as a numpy array: those given as for ``verify``, and the model's own codes.
+
+    Args:
+        session: Of any of the graphs.
+        model: In evaluation mode; run without gradients.
+        samples: As ``verify`` takes them.
+
+    Raises:
+        InputError: An input is missing and cannot be computed.
+    """
+    graph = GRAPHS[session.metadata["graph"]]
     names = ("x", "y") if _is_pair(session, samples) else graph.inputs
     named = by_name(samples, names, f"samples: graph {graph.name}")
     arrays = {name: _to_numpy(name, values) for name, values in named.items()}
@@ -147,8 +157,10 @@ def _complete(model: IIAE, graph: Graph, session: Session, samples: Inputs) -> d
             raise InputError(f"samples have no {name}{also}: graph {graph.name} takes {', '.join(graph.inputs)}")
         encode = model.encode_shared if name == "z_s" else model.encode_exclusive
         parts = [arrays[source][i : i + _BATCH] for i in range(0, len(arrays[source]), _BATCH)]
-        arrays[name] = np.concatenate([encode(**{source: _for_model(model, source, part)}).cpu().numpy() for part in parts])
-    return arrays
+        with torch.no_grad():
+            codes = [encode(**{source: _for_model(model, source, part)}).cpu().numpy() for part in parts]
+        arrays[name] = np.concatenate(codes)
+    return {name: arrays[name] for name in graph.inputs}
 
 
 def _is_pair(session: Session, samples: Inputs) -> bool:

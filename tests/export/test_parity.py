@@ -15,7 +15,7 @@ from iiae_fast import IIAE
 from iiae_fast.errors import InputError
 from iiae_fast.export import TOLERANCES, ParityError, Session, load, verify
 from iiae_fast.export.graphs import GRAPHS
-from iiae_fast.export.parity import _agreement, _compare, _complete
+from iiae_fast.export.parity import _agreement, _compare, complete_inputs
 
 Export = Callable[..., Path]
 
@@ -98,14 +98,12 @@ def test_codes_from_uint8_images_in_either_layout(graph: str, export_graph: Expo
     session = load(export_graph("spatial", graph), device="cpu")
     expected = verify(session, model, as_floats)
     reference = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        wanted = _complete(reference, GRAPHS[graph], session, as_floats)
+    wanted = complete_inputs(session, reference, as_floats)
     for layout in (of_files, {name: values.permute(0, 3, 1, 2) for name, values in of_files.items()}):
         given = layout if graph == "decode_x" else {"x": as_floats["x"], "y": layout["y"]}
         found = verify(session, model, given)
         assert found.max_absolute_error == pytest.approx(expected.max_absolute_error, abs=1e-6)
-        with torch.no_grad():
-            codes = _complete(reference, GRAPHS[graph], session, given)
+        codes = complete_inputs(session, reference, given)
         for name in codes.keys() & {"z_s", "z_x", "z_y"}:
             np.testing.assert_allclose(codes[name], wanted[name], rtol=0, atol=1e-6)
     decoder = load(export_graph("spatial", "decode_y"), device="cpu")
