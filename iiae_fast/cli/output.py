@@ -61,7 +61,7 @@ def spans(total: int, size: int, label: str, start: int = 0) -> Iterator[np.ndar
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+            return Text(f"{_rounded(task.speed)}/s" if task.speed else "")
 
     on_terminal = sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
@@ -77,7 +77,11 @@ def spans(total: int, size: int, label: str, start: int = 0) -> Iterator[np.ndar
                 done, said = first + len(span), now
                 rate = (done - start) / (now - began)
                 print(
-                    f"{label}  {done:,}/{total:,}  {rate:,.0f}/s  {(total - done) / rate:,.0f} s left",
+                    f"{label}  {done:,}/{total:,}  {_rounded(rate)}/s  {(total - done) / rate:,.0f} s left",
                     file=sys.stderr,
                     flush=True,
                 )
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
