@@ -230,6 +230,13 @@ def test_a_weight_too_large_for_fp16(tmp_path: Path) -> None:
     to_onnx(model, "decode_x", tmp_path / "a.onnx", precision="bf16")
 
 
+def test_an_output_that_cannot_be_written(tmp_path: Path, models: dict[str, IIAE], cached_traces: None) -> None:
+    """Below a file, where not even root may write."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        to_onnx(models["feature"], "shared_x", tmp_path / "file" / "a.onnx")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_cannot_be_written(tmp_path: Path, models: dict[str, IIAE], cached_traces: None) -> None:
     tmp_path.chmod(0o500)
