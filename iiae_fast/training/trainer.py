@@ -19,6 +19,7 @@ from iiae_fast.config import Preset
 from iiae_fast.data import Splits, draws
 from iiae_fast.errors import ConfigError, NonFiniteLossError
 from iiae_fast.model import IIAE
+from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.storage import save_json
 from iiae_fast.training import setup
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
@@ -111,6 +112,8 @@ def train(
     for name, count in (("log_every", log_every), ("threads", threads)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ConfigError(f"{name}={count!r}: accepted is a whole number of at least 1")
+    if threads is not None and threads > MAX_THREADS:
+        raise ConfigError(f"threads={threads}: accepted is a whole number from 1 to {MAX_THREADS:,}")
     run_dir = Path(run_dir)
     target = setup.pick_device(device)
     checkpoint = setup.find_run(run_dir, preset, resume)
