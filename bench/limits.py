@@ -26,7 +26,7 @@ def measure_limits(settings: Settings) -> dict[str, float]:
     source = torch.ones(size, dtype=torch.uint8, device=settings.device)
     target = torch.empty_like(source)
     found = {"copy": 2 * size / _best(lambda: target.copy_(source), cuda)}
-    n = 64 if settings.toy else 8192 if cuda else 512 if settings.quick else 1536
+    n = 64 if settings.toy else 8192 if cuda else 1536
     dtypes = ("float32", "tf32", "bfloat16", "float16") if cuda else ("float32", "bfloat16")
     for name in dtypes:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)

@@ -67,12 +67,13 @@ def plot(rows: Sequence[Row], limits: Mapping[str, float], device: str) -> bytes
             linestyle="none",
             alpha=0.9,
         )
-    for row, x in _labelled(points, intensities):
+    for row, x, leftwards in _labelled(points, intensities):
         axes.annotate(
             row.benchmark,
             (x, _speed(row)),
             textcoords="offset points",
-            xytext=(7, -3),
+            xytext=(-7 if leftwards else 7, -3),
+            ha="right" if leftwards else "left",
             fontsize=7.5,
             color=_OURS,
         )
@@ -105,13 +106,17 @@ def _condition(row: Row) -> tuple[bool, bool]:
     return row.cache == "cold", row.launch == "replay"
 
 
-def _labelled(points: Sequence[Row], intensities: Sequence[float]) -> list[tuple[Row, float]]:
-    """One point of ours for each benchmark gets its name: the highest."""
+def _labelled(points: Sequence[Row], intensities: Sequence[float]) -> list[tuple[Row, float, bool]]:
+    """One point of ours for each benchmark gets its name: the highest. True: on the left, as another is close on the right."""
     best: dict[str, tuple[Row, float]] = {}
     for row, x in zip(points, intensities):
         if row.ours and (row.benchmark not in best or _speed(row) > _speed(best[row.benchmark][0])):
             best[row.benchmark] = (row, x)
-    return list(best.values())
+
+    def close(left: tuple[Row, float], right: tuple[Row, float]) -> bool:
+        return left[1] < right[1] < 10 * left[1] and 0.7 < _speed(left[0]) / _speed(right[0]) < 1.4
+
+    return [(*one, any(close(one, other) for other in best.values())) for one in best.values()]
 
 
 def _speed(row: Row) -> float:
