@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help demo test lint format type aot bench gpu-suite clean
+.PHONY: help demo test lint format type aot sanitize fuzz bench gpu-suite clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ type: $(INSTALLED)  ## mypy, strict
 
 aot: $(INSTALLED)  ## Compile every Triton kernel for six GPU architectures, without a GPU; fails on a register spill
 	$(BIN)/python -m iiae_fast.kernels.aot
+
+sanitize: $(INSTALLED)  ## The retrieval tests on an engine built with AddressSanitizer and UndefinedBehaviorSanitizer
+	IIAE_SANITIZE_ALL=1 IIAE_SEARCH_CASES=$(or $(CASES),300) $(BIN)/python -m pytest tests/retrieval/test_sanitized.py
+
+fuzz: $(INSTALLED)  ## Fuzz the index loader and odd searches, SECONDS each (60)
+	IIAE_FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/retrieval/test_fuzz.py
 
 bench: $(INSTALLED)  ## Measure everything on this machine; the report goes to bench/results
 	$(BIN)/iiae bench all $(if $(QUICK),--quick)

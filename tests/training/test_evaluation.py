@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,28 @@ def test_a_gallery_is_ranked_by_class(model: iiae_fast.IIAE) -> None:
 def test_an_unknown_metric_is_refused(model: iiae_fast.IIAE) -> None:
     with pytest.raises(ValueError, match="manhattan"):
         training.evaluate(model, FeaturePairs(4), "manhattan")
+
+
+def test_retrieval_takes_as_many_threads_as_torch(model: iiae_fast.IIAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads`` of train and evaluate is torch's number of threads."""
+    given = []
+    for name in ("paired_recall", "evaluate"):
+        real = getattr(retrieval, name)
+
+        def spy(*arguments: object, real: Any = real, **options: Any) -> Any:
+            given.append(options["threads"])
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(retrieval, name, spy)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        training.evaluate(model, FeaturePairs(12))
+        validate(model, FeaturePairs(12), features().objective, 100)
+    finally:
+        torch.set_num_threads(before)
+    assert len(given) == 10
+    assert set(given) == {3}
 
 
 def test_validation_is_evaluation_with_losses(model: iiae_fast.IIAE, monkeypatch: pytest.MonkeyPatch) -> None:
