@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <map>
 #include <memory>
 
@@ -70,6 +71,23 @@ Rows parse_rows(const py::array& array, const std::string& dtype_name) {
   return {static_cast<const std::byte*>(array.data()), count, dim, stride, info.dtype};
 }
 
+// While the engine computes: other Python threads run, and floating-point arithmetic is IEEE's, whatever mode the caller is in
+// (torch.set_flush_denormal, or a library built with -ffast-math). Threads started meanwhile inherit it.
+class Computing {
+ public:
+  Computing() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~Computing() { std::fesetenv(&before_); }
+  Computing(const Computing&) = delete;
+  Computing& operator=(const Computing&) = delete;
+
+ private:
+  std::fenv_t before_;
+  py::gil_scoped_release release_;
+};
+
 std::size_t parse_count(py::ssize_t value, const char* name) {
   if (value < 1) throw std::invalid_argument(std::string(name) + " must be at least 1");
   return static_cast<std::size_t>(value);
@@ -113,13 +131,13 @@ class PyPackedRows {
     if (rows_.count == 0) throw std::invalid_argument("there are no rows to pack");
     check_index_range(0, rows_.count);
     const std::size_t workers = parse_count(threads, "threads");
-    const py::gil_scoped_release release;
+    const Computing computing;
     packed_ = std::make_unique<iiae::PackedPiece>(iiae::kernels(), metric_, rows_, workers);
   }
 
   const iiae::PackedPiece* of(const Rows& rows, Metric metric) const {
-    if (rows.data != rows_.data || rows.count != rows_.count || rows.dim != rows_.dim || rows.dtype != rows_.dtype ||
-        metric != metric_) {
+    if (rows.data != rows_.data || rows.count != rows_.count || rows.dim != rows_.dim || rows.stride != rows_.stride ||
+        rows.dtype != rows_.dtype || metric != metric_) {
       throw std::invalid_argument("the packed rows are those of another array or metric");
     }
     return packed_.get();
@@ -153,7 +171,7 @@ class PySearcher {
     const iiae::Filter filter{parse_mask(allowed, rows_.count, rows.count), parse_mask(excluded, rows_.count, rows.count),
                               parse_ids(excluded_ids, rows_.count, "excluded_ids")};
     const iiae::PackedPiece* packed = packed_rows ? packed_rows->of(rows, metric_) : nullptr;
-    const py::gil_scoped_release release;
+    const Computing computing;
     searcher_.scan(rows, start, filter, packed);
   }
 
@@ -163,7 +181,7 @@ class PySearcher {
     float* distances_data = distances.mutable_data();
     std::int64_t* indices_data = indices.mutable_data();
     {
-      const py::gil_scoped_release release;
+      const Computing computing;
       searcher_.write(distances_data, indices_data);
     }
     return py::make_tuple(distances, indices);
@@ -201,7 +219,7 @@ class PyRanking {
 
   // (offsets (Q + 1,), ranks): those of query q are ranks[offsets[q]:offsets[q + 1]].
   py::tuple ranks() {
-    const auto& ranks = ranking_.ranks();
+    const auto ranks = ranking_.ranks();
     Ids offsets(static_cast<py::ssize_t>(ranks.size() + 1));
     std::int64_t* offset = offsets.mutable_data();
     offset[0] = 0;
@@ -219,7 +237,7 @@ class PyRanking {
     check_same_width(rows_, rows);
     check_index_range(start, rows.count);
     const std::int64_t* row_labels = parse_ids(labels, rows.count, "labels");
-    const py::gil_scoped_release release;
+    const Computing computing;
     visit(rows, row_labels);
   }
 
@@ -235,7 +253,7 @@ void validate(const py::array& array, const std::string& dtype, const std::strin
   const Rows rows = parse_rows(array, dtype);
   const Metric parsed = parse_metric(metric);
   const std::size_t workers = parse_count(threads, "threads");
-  const py::gil_scoped_release release;
+  const Computing computing;
   iiae::validate(rows, parsed, name, start, workers);
 }
 
@@ -249,7 +267,7 @@ py::array_t<double> lift(const py::array& array, const std::string& dtype, const
   py::array_t<double> out({rows.count, width});
   double* data = out.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const Computing computing;
     iiae::lift_rows(rows, parsed, data, workers);
   }
   return out;

@@ -22,6 +22,10 @@
 
 #include "rows.h"
 
+#ifdef __FAST_MATH__
+#error "-ffast-math reorders sums, which are the same on every machine only as they are written"
+#endif
+
 namespace iiae {
 
 inline constexpr std::size_t kLanes = 16;

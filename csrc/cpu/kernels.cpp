@@ -39,7 +39,7 @@ Hits sample_scan(const Kernels& kernels, Format format) {
   const Rows rows = rows_of(0, kRows);
   const Problem problem(scalar::kKernels, Metric::kSqEuclidean, rows);
   Strip strip;
-  for (std::size_t i = 0; i < kRows; ++i) strip.ids.push_back(static_cast<std::uint32_t>(i));
+  for (std::size_t i = 0; i < kRows; ++i) strip.rows.push_back({.id = static_cast<std::uint32_t>(i)});
   pack_strip(kernels, problem, format, rows, strip);
   std::vector<std::uint32_t> query_ids(count);
   for (std::size_t i = 0; i < count; ++i) query_ids[i] = static_cast<std::uint32_t>(i);

@@ -222,12 +222,11 @@ inline void scan_tile(const ScanTask& task, std::size_t group, std::size_t first
     });
     if (any == 0) return;
   }
-  for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { F::store(place(q, v), sum[q][v]); });
-  if constexpr (kLast) {
-    for (std::size_t q = 0; q < kQueries; ++q) {
-      if (passed[q]) task.hit(task.context, first_query + q, group, passed[q], place(q, 0));
-    }
-  }
+  for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA {
+    if (kLast && passed[q] == 0) return;
+    F::store(place(q, v), sum[q][v]);
+    if (kLast && v + 1 == Ops::kVecs) task.hit(task.context, first_query + q, group, passed[q], place(q, 0));
+  });
 }
 
 // All tiles of the batch in turn; what is left over goes into narrower ones.

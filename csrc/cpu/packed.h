@@ -48,12 +48,18 @@ class AlignedBytes {
   std::size_t size_ = 0;
 };
 
+// A row of a strip.
+struct StripRow {
+  std::uint32_t id = 0;      // its number in the piece that is scanned
+  float error_share = 1.0f;  // of the strip's error bound, its own is at most this
+};
+
 // Consecutive groups of packed rows.
 struct Strip {
   AlignedBytes data;                 // [group][step][16 rows][4 bytes]; rows past `count` are zero
   std::size_t count = 0;             // rows
   std::size_t groups = 0;            // 16-row groups, the last one filled up
-  std::vector<std::uint32_t> ids;    // (count,) row numbers in the piece that is scanned
+  std::vector<StripRow> rows;        // (count,)
   std::vector<double> scale;         // (count,) a
   std::vector<double> offset;        // (count,) cost of the row alone (see problem.h); NaN: the row cannot be packed
   std::vector<float> inverse_scale;  // (16 groups,) scale_unit / a

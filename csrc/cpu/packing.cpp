@@ -25,7 +25,7 @@ std::size_t strip_rows(Format format, std::size_t width) {
 }
 
 void pack_strip(const Kernels& kernels, const Problem& problem, Format format, const Rows& rows, Strip& strip) {
-  strip.count = strip.ids.size();
+  strip.count = strip.rows.size();
   strip.groups = (strip.count + kGroup - 1) / kGroup;
   strip.scale_unit = strip.offset_unit = strip.residual = strip.norm = strip.lifted_norm = strip.largest_offset = 0.0;
   strip.scale.resize(strip.count);
@@ -38,14 +38,16 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
   std::vector<double> row(problem.dim());
   std::vector<double> lifted(problem.width());
   std::vector<std::uint32_t> group(kGroup * row_steps);
+  std::vector<Quantized> quantized(strip.count);
   for (std::size_t i = 0; i < strip.count; ++i) {
-    if (i + kRowsAhead < strip.count) prefetch_row(rows, strip.ids[i + kRowsAhead]);
-    const double sq_norm = kernels.load_row(rows, strip.ids[i], problem.metric(), row.data());
+    if (i + kRowsAhead < strip.count) prefetch_row(rows, strip.rows[i + kRowsAhead].id);
+    const double sq_norm = kernels.load_row(rows, strip.rows[i].id, problem.metric(), row.data());
     const Problem::Lifted found = problem.lift_row(row.data(), sq_norm, lifted.data());
     strip.offset[i] = found.offset;
     if (std::isnan(found.offset)) std::fill(lifted.begin(), lifted.end(), 0.0);
     auto* out = reinterpret_cast<std::byte*>(group.data() + i % kGroup * row_steps);
     const Quantized packed = kernels.quantize(format, problem.width(), lifted.data(), found.norm, kLeastScale, out);
+    quantized[i] = packed;
     if (i % kGroup == kGroup - 1 || i + 1 == strip.count) {
       std::fill(group.begin() + static_cast<std::ptrdiff_t>((i % kGroup + 1) * row_steps), group.end(), 0u);
       auto* to = reinterpret_cast<std::uint32_t*>(strip.data.get()) + i / kGroup * kGroup * row_steps;
@@ -65,6 +67,11 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
     if (offset > strip.offset_unit) strip.offset_unit = offset;  // NaN is not
   }
   for (std::size_t i = 0; i < strip.count; ++i) {
+    if (format != Format::kFloat32) {
+      // Both parts of the bound, of the norm and of the residual (see packed.h), are at most this share of the strip's.
+      const double share = std::max(quantized[i].norm / strip.norm, quantized[i].residual / strip.residual);
+      strip.rows[i].error_share = static_cast<float>(std::min(1.0, share * (1.0 + kFloatRoom)));
+    }
     const double factor = strip.scale_unit / strip.scale[i];
     const double threshold = strip.offset_unit > 0.0 ? strip.offset[i] / strip.scale[i] / strip.offset_unit : 0.0;
     const bool fits = factor <= kLargestFactor && !std::isnan(strip.offset[i]);
@@ -77,8 +84,8 @@ void pack_rows(const Kernels& kernels, const Problem& problem, Format format, co
                std::size_t first, std::size_t last, std::size_t threads, std::vector<Strip>& strips) {
   if (strips.size() < last - first) strips.resize(last - first);
   parallel_for(last - first, threads, [&](std::size_t i) {
-    strips[i].ids.clear();
-    for (std::size_t row = first + i; row < deal.rows; row += deal.strips) strips[i].ids.push_back(piece.id(row));
+    strips[i].rows.clear();
+    for (std::size_t row = first + i; row < deal.rows; row += deal.strips) strips[i].rows.push_back({.id = piece.id(row)});
     pack_strip(kernels, problem, format, piece.rows, strips[i]);
   });
 }
@@ -145,7 +152,7 @@ void PackedQueries::bound(std::size_t query, const Strip& strip, double highest_
   if (format_ == Format::kFloat32) {
     // A sum of n products, fused or not, is off by at most n 2^-24 |P||R|, and a little more for its start value.
     const double additions = static_cast<double>(std::min(steps_, kStepsPerBlock) + steps_ / kStepsPerBlock + 8);
-    scale.error = (scale.error + additions * 0x1p-24 * packed.norm * strip.norm) * (1.0 + 1e-5) + 1e-30;
+    scale.error = (scale.error + additions * 0x1p-24 * packed.norm * strip.norm) * (1.0 + 2e-5) + 1e-30;
     bound.init.real = static_cast<float>(scale.error);
     scale.init = bound.init.real;
   } else {

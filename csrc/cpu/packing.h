@@ -18,7 +18,7 @@ inline std::size_t max_width(Format format) { return format == Format::kInt8 ? 6
 // Rows of a strip that stays in the second-level cache.
 std::size_t strip_rows(Format format, std::size_t width);
 
-// Packs the rows that strip.ids names; everything else in the strip is written anew, in the memory that it has.
+// Packs the rows whose ids strip.rows names; everything else in the strip is written anew, in the memory that it has.
 void pack_strip(const Kernels& kernels, const Problem& problem, Format format, const Rows& rows, Strip& strip);
 
 // How the rows of a piece are dealt out to strips: of `strips` strips, strip i takes rows i, i + strips, i + 2 strips, ... So
@@ -35,7 +35,8 @@ struct Deal {
 void pack_rows(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, const Deal& deal,
                std::size_t first, std::size_t last, std::size_t threads, std::vector<Strip>& strips);
 
-// Packs a piece chunk by chunk, so that packed rows stay in the last-level cache, and calls visit(strips, count) for each.
+// Packs a piece chunk by chunk, so that packed rows stay in the last-level cache, and calls visit(strips, count, whether
+// these are the last) for each.
 template <class Visit>
 void for_each_chunk(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, std::size_t threads,
                     std::vector<Strip>& strips, Visit visit) {
@@ -46,7 +47,7 @@ void for_each_chunk(const Kernels& kernels, const Problem& problem, Format forma
   for (std::size_t first = 0; first < deal.strips; first += chunk) {
     const std::size_t last = std::min(first + chunk, deal.strips);
     pack_rows(kernels, problem, format, piece, deal, first, last, threads, strips);
-    visit(strips.data(), last - first);
+    visit(strips.data(), last - first, last == deal.strips);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -33,8 +34,8 @@ void parallel_for(std::size_t count, std::size_t threads, Task&& task) {
   helpers.reserve(threads);
   try {
     for (std::size_t t = 1; t < threads; ++t) helpers.emplace_back(work);
-  } catch (const std::system_error&) {
-    // The system grants no more threads: those that started, and this one, do all the work.
+  } catch (...) {
+    // The system grants no more threads or memory for them: those that started, and this one, do all the work.
   }
   work();
   for (auto& helper : helpers) helper.join();

@@ -20,7 +20,7 @@ struct Piece {
 };
 
 // Rows that are visited out of order are asked for this many rows earlier; the processor itself only looks ahead within a row.
-inline constexpr std::size_t kRowsAhead = 4;
+inline constexpr std::size_t kRowsAhead = 12;
 
 inline void prefetch_row(const Rows& rows, std::size_t i) {
   constexpr std::size_t kLine = 64;

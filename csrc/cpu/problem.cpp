@@ -8,6 +8,15 @@ namespace {
 
 constexpr std::size_t kCentreRows = 1024;
 constexpr double kNotBounded = std::numeric_limits<double>::quiet_NaN();
+// The squares of a shorter vector's values underflow, and its norm with them. Its products with anything that is accepted are
+// far below the least fp32, which with_ties() allows for: zeros do as well.
+constexpr double kLeastNorm = 1e-140;
+
+Problem::Lifted snap_to_zero(Problem::Lifted found, std::size_t width, double* lifted) {
+  if (found.norm >= kLeastNorm) return found;
+  std::fill(lifted, lifted + width, 0.0);
+  return {found.offset, 0.0};
+}
 
 }  // namespace
 
@@ -55,18 +64,18 @@ Problem::Lifted Problem::lift_row(const double* row, double sq_norm, double* out
         out[half + i] = mean[i] / variance[i];
         offset += logvar[i] + mean[i] * mean[i] / variance[i];
       }
-      return {0.5 * offset, std::sqrt(kernels_.centre(width_, out, 1.0, centre_.data(), out))};
+      return snap_to_zero({0.5 * offset, std::sqrt(kernels_.centre(width_, out, 1.0, centre_.data(), out))}, width_, out);
     }
     case Metric::kCosine: {
       if (sq_norm == 0.0) return {kNotBounded, 0.0};
       const double square = kernels_.centre(width_, row, 1.0 / std::sqrt(sq_norm), centre_.data(), out);
-      return {0.5 * square, std::sqrt(square)};
+      return snap_to_zero({0.5 * square, std::sqrt(square)}, width_, out);
     }
     case Metric::kInnerProduct:
-      return {0.0, std::sqrt(kernels_.centre(width_, row, 1.0, centre_.data(), out))};
+      return snap_to_zero({0.0, std::sqrt(kernels_.centre(width_, row, 1.0, centre_.data(), out))}, width_, out);
     default: {
       const double square = kernels_.centre(width_, row, 1.0, centre_.data(), out);
-      return {0.5 * square, std::sqrt(square)};
+      return snap_to_zero({0.5 * square, std::sqrt(square)}, width_, out);
     }
   }
 }
@@ -89,7 +98,7 @@ Problem::Lifted Problem::lift_query(const double* query, double sq_norm, double*
     square += out[i] * out[i];
     offset -= out[i] * centre_[i];
   }
-  return {offset, std::sqrt(square)};
+  return snap_to_zero({offset, std::sqrt(square)}, width_, out);
 }
 
 double Problem::cost(double distance) const {

@@ -198,7 +198,7 @@ struct Ranking::Counting {
   // Counts a row that may lie near a relevant one; the first `below` relevant rows come before it.
   void compare(std::size_t query, std::size_t row_of_strip, double middle, std::size_t below) {
     const std::size_t q = which[query];
-    const std::size_t id = strip->ids[row_of_strip];
+    const std::size_t id = strip->rows[row_of_strip].id;
     if (labels[id] == ranking.labels_[q] || ranking.excludes(q, start + id)) return;
     const PackedQueries::Scale& scale = scales[query];
     const Ruler& ruler = rulers[query];
@@ -238,7 +238,7 @@ void Ranking::count_by_scan(const Rows& rows, std::size_t start, const std::int6
     if (!relevant_[q].empty()) which.push_back(static_cast<std::uint32_t>(q));
   }
   std::vector<Strip> strips;
-  for_each_chunk(table, problem, kFormat, piece, threads_, strips, [&](const Strip* chunk, std::size_t count) {
+  for_each_chunk(table, problem, kFormat, piece, threads_, strips, [&](const Strip* chunk, std::size_t count, bool) {
     parallel_for((which.size() + kBatch - 1) / kBatch, threads_, [&](std::size_t batch) {
       const std::size_t first = batch * kBatch;
       const std::size_t size = std::min(kBatch, which.size() - first);
@@ -273,14 +273,16 @@ void Ranking::count_by_scan(const Rows& rows, std::size_t start, const std::int6
   });
 }
 
-const std::vector<std::vector<std::int64_t>>& Ranking::ranks() {
+std::vector<std::vector<std::int64_t>> Ranking::ranks() {
   if (collecting_) throw std::logic_error("ranks() before count()");
-  for (auto& counts : counts_) {
+  if (counts_.size() != queries_.count) throw std::logic_error("ranks() a second time");
+  auto ranks = std::exchange(counts_, {});
+  for (auto& counts : ranks) {
     counts.pop_back();  // the rows after the last relevant one
     std::int64_t rank = 0;
     for (auto& value : counts) value = rank += value + 1;
   }
-  return counts_;
+  return ranks;
 }
 
 }  // namespace iiae

@@ -23,8 +23,8 @@ class Ranking {
   // Counts the other rows that come before each relevant one.
   void count(const Rows& rows, std::size_t start, const std::int64_t* labels);
 
-  // Ranks (1 is best), ascending, of the relevant rows of every query.
-  const std::vector<std::vector<std::int64_t>>& ranks();
+  // Ranks (1 is best), ascending, of the relevant rows of every query; once.
+  std::vector<std::vector<std::int64_t>> ranks();
 
  private:
   struct Ruler;

@@ -15,6 +15,8 @@
 #include <limits>
 #include <memory>
 
+#include "cpu/candidates.h"
+#include "cpu/format_choice.h"
 #include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
@@ -29,54 +31,6 @@ constexpr std::size_t kStateBytes = 96 << 20;  // packed queries and candidates 
 constexpr std::size_t kTasksPerThread = 3;     // so that threads finish together
 constexpr std::size_t kSpareRoom = 32;         // for candidates, where few are expected
 
-struct Candidate {
-  float lowest;  // the cost lies between these
-  float highest;
-  std::uint32_t id;
-
-  // Rounds the interval outwards: fp32 rounds by at most 2^-24 of a value, and by less than 1e-44 near zero.
-  Candidate(double middle, double radius, std::uint32_t row) : id(row) {
-    const double room = radius + std::fabs(middle) * 0x1p-22 + 1e-44;
-    lowest = static_cast<float>(middle - room);
-    highest = static_cast<float>(middle + room);
-    if (std::isnan(middle)) {
-      lowest = -std::numeric_limits<float>::infinity();
-      highest = -lowest;
-    }
-  }
-};
-
-// A cost that the `count` best of the candidates don't exceed; hardly more do not. `costs` is scratch.
-double highest_of_best(const std::vector<Candidate>& candidates, std::size_t count, std::vector<float>& costs) {
-  // Counting costs by bins is several times faster than selecting the exact one, and the upper edge of its bin does as well.
-  constexpr std::size_t kBins = 256;
-  constexpr std::size_t kCrowdedShare = 16;
-  costs.resize(candidates.size());
-  float least = std::numeric_limits<float>::infinity();
-  float most = -least;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    costs[i] = candidates[i].highest;
-    least = std::min(least, costs[i]);
-    most = std::max(most, costs[i]);
-  }
-  const double width = (static_cast<double>(most) - least) / kBins;
-  if (std::isfinite(width) && width > 0.0 && candidates.size() > kBins) {
-    std::uint32_t bins[kBins + 1] = {};
-    const double inverse = 1.0 / width;
-    for (const float cost : costs) ++bins[static_cast<std::size_t>((static_cast<double>(cost) - least) * inverse)];
-    std::size_t bin = 0;
-    std::size_t counted = bins[0];
-    while (counted < count) counted += bins[++bin];
-    // Twice the width, as rounding may have put a cost into the bin below.
-    if (bins[bin] < candidates.size() / kCrowdedShare) {
-      return Problem::with_ties(std::min<double>(most, least + width * static_cast<double>(bin + 2)));
-    }
-  }
-  const auto last = costs.begin() + static_cast<std::ptrdiff_t>(count - 1);
-  std::nth_element(costs.begin(), last, costs.end());
-  return Problem::with_ties(*last);
-}
-
 // What one task knows about one query.
 struct State {
   double limit = kOpen;
@@ -86,23 +40,6 @@ struct State {
   TopK found;  // candidates that had to be measured early
 
   explicit State(std::size_t k) : found(k) {}
-};
-
-// The intervals of what the kernel reports.
-struct Intervals {
-  Format format;
-  const Strip& strip;
-  const PackedQueries::Scale* scales;
-
-  Candidate operator()(std::size_t query, std::size_t row, const void* sums) const {
-    const PackedQueries::Scale& scale = scales[query];
-    const double sum = format == Format::kFloat32 ? static_cast<double>(static_cast<const float*>(sums)[row % kGroup])
-                                                  : static_cast<const std::int32_t*>(sums)[row % kGroup];
-    const double unit = scale.unit * strip.scale[row];
-    const double middle = scale.offset + strip.offset[row] - unit * (sum - scale.init);
-    const double radius = unit * scale.error + scale.slack;
-    return {middle, radius, strip.ids[row]};
-  }
 };
 
 class Scan {
@@ -131,8 +68,9 @@ class Scan {
   // Candidates of a query from where on they are measured early, so that memory is bounded.
   std::size_t most_candidates() const { return 2 * k_ + 1024; }
   std::size_t rank(std::size_t seen) const;
-  void scan_chunk(const Strip* strips, std::size_t count);
+  void scan_chunk(const Strip* strips, std::size_t count, bool last);
   void scan_batch(std::size_t batch, std::size_t part, const Strip* strips, std::size_t count);
+  void finish_batch(std::size_t batch);
   bool finish(std::size_t query);
   void tighten(std::uint32_t query, std::size_t rank, State& state, std::vector<float>& scratch) const;
   void measure(std::uint32_t query, const std::vector<Candidate>& candidates, TopK& found) const;
@@ -157,9 +95,10 @@ class Scan {
   bool guesses_ = true;
   std::vector<std::uint32_t> which_;
   std::vector<std::unique_ptr<PackedQueries>> batches_;
-  std::size_t parts_ = 1;          // tasks that share the rows of a chunk, each with its own state
-  std::vector<State> states_;      // (which_, parts_)
-  std::vector<std::size_t> seen_;  // (parts_,) rows of earlier chunks
+  std::size_t parts_ = 1;                // tasks that share the rows of a chunk, each with its own state
+  std::vector<State> states_;            // (which_, parts_)
+  std::vector<std::size_t> seen_;        // (parts_,) rows of earlier chunks
+  std::vector<std::uint8_t> certified_;  // (which_,)
 };
 
 struct Scan::Task {
@@ -183,10 +122,8 @@ void Scan::on_hit(void* context, std::size_t query, std::size_t group, std::uint
   for (; mask != 0; mask &= mask - 1) {
     const std::size_t row = group * kGroup + static_cast<std::size_t>(std::countr_zero(mask));
     if (row >= strip.count) break;
-    if (scan.filtered_ &&
-        !scan.filter_.passes(scan.which_[task.first + query], strip.ids[row], scan.piece_.start + strip.ids[row])) {
-      continue;
-    }
+    const std::uint32_t id = strip.rows[row].id;
+    if (scan.filtered_ && !scan.filter_.passes(scan.which_[task.first + query], id, scan.piece_.start + id)) continue;
     const Candidate candidate = interval(query, row, sums);
     if (candidate.lowest <= state.limit) state.candidates.push_back(candidate);
   }
@@ -221,12 +158,15 @@ void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, 
   }
 }
 
-void Scan::scan_chunk(const Strip* strips, std::size_t count) {
+void Scan::scan_chunk(const Strip* strips, std::size_t count, bool last) {
   const auto begin = [&](std::size_t part) { return part * count / parts_; };
   parallel_for(batches_.size() * parts_, threads_, [&](std::size_t task) {
     const std::size_t part = task % parts_;
     scan_batch(task / parts_, part, strips + begin(part), begin(part + 1) - begin(part));
+    // At once, while the candidates are in the cache.
+    if (last && parts_ == 1) finish_batch(task);
   });
+  if (last && parts_ > 1) parallel_for(batches_.size(), threads_, [&](std::size_t batch) { finish_batch(batch); });
   for (std::size_t part = 0; part < parts_; ++part) {
     for (std::size_t i = begin(part); i < begin(part + 1); ++i) seen_[part] += strips[i].count;
   }
@@ -259,6 +199,7 @@ void Scan::tighten(std::uint32_t query, std::size_t rank, State& state, std::vec
     if (kth != kNoKey) state.limit = std::min(state.limit, problem_.highest_cost(key_distance(metric_, kth)));
   }
   state.room = std::min(2 * std::max(candidates.size(), rank) + kSpareRoom, most_candidates());
+  candidates.reserve(state.room + kGroup);
 }
 
 void Scan::measure(std::uint32_t query, const std::vector<Candidate>& candidates, TopK& found) const {
@@ -286,14 +227,21 @@ bool Scan::finish(std::size_t query) {
   std::vector<float> scratch;
   tighten(which_[query], k_, all, scratch);
   measure(which_[query], all.candidates, all.found);
-  TopK merged = best_[which_[query]];
-  merged.merge(all.found);
+  TopK& best = best_[which_[query]];
+  all.found.merge(best);
   if (all.guess != kOpen) {
-    const Key kth = merged.kth();
+    const Key kth = all.found.kth();
     if (kth == kNoKey || problem_.highest_cost(key_distance(metric_, kth)) > all.guess) return false;
   }
-  best_[which_[query]] = std::move(merged);
+  best = std::move(all.found);
   return true;
+}
+
+void Scan::finish_batch(std::size_t batch) {
+  for (std::size_t query = batch * kBatch; query < std::min((batch + 1) * kBatch, which_.size()); ++query) {
+    certified_[query] = finish(query);
+    for (std::size_t part = 0; part < parts_; ++part) state(query, part) = State(k_);  // gives its memory to later queries
+  }
 }
 
 std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool guesses) {
@@ -310,6 +258,7 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
   });
   states_.assign(which_.size() * parts_, State(k_));
   seen_.assign(parts_, 0);
+  certified_.assign(which_.size(), 0);
   for (std::size_t q = 0; q < which_.size(); ++q) {
     const Key kth = best_[which_[q]].kth();
     if (kth == kNoKey) continue;
@@ -318,76 +267,17 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
     }
   }
   if (packed_) {
-    scan_chunk(packed_->strips.data(), packed_->strips.size());
+    scan_chunk(packed_->strips.data(), packed_->strips.size(), true);
   } else {
     std::vector<Strip> strips;
     for_each_chunk(kernels_, problem_, format_, piece_, threads_, strips,
-                   [&](const Strip* chunk, std::size_t count) { scan_chunk(chunk, count); });
+                   [&](const Strip* chunk, std::size_t count, bool last) { scan_chunk(chunk, count, last); });
   }
-  std::vector<std::uint8_t> certified(which_.size());
-  parallel_for(which_.size(), threads_, [&](std::size_t q) { certified[q] = finish(q); });
   std::vector<std::uint32_t> failed;
   for (std::size_t q = 0; q < which_.size(); ++q) {
-    if (!certified[q]) failed.push_back(which_[q]);
+    if (!certified_[q]) failed.push_back(which_[q]);
   }
   return failed;
-}
-
-// How many candidates a query is left with in int8, judged by some queries and rows.
-double expected_candidates(const Kernels& kernels, const Problem& problem, const Rows& queries,
-                           const std::vector<std::uint32_t>& which, const Piece& piece, std::size_t k) {
-  constexpr std::size_t kQueries = 12;
-  constexpr std::size_t kRows = 512;
-  constexpr Format kFormat = Format::kInt8;
-  Strip strip;
-  const std::size_t rows = std::min(kRows, piece.count());
-  for (std::size_t i = 0; i < rows; ++i) strip.ids.push_back(piece.id(i * piece.count() / rows));
-  pack_strip(kernels, problem, kFormat, piece.rows, strip);
-  std::vector<std::uint32_t> some;
-  const std::size_t count = std::min(kQueries, which.size());
-  for (std::size_t i = 0; i < count; ++i) some.push_back(which[i * which.size() / count]);
-  const PackedQueries packed(kernels, problem, kFormat, queries, some, 0, count);
-  std::vector<QueryBound> bounds(count);
-  std::vector<PackedQueries::Scale> scales(count);
-  for (std::size_t q = 0; q < count; ++q) packed.bound(q, strip, kOpen, bounds[q], scales[q]);
-  const Intervals interval{kFormat, strip, scales.data()};
-  struct Context {
-    const Intervals& interval;
-    std::vector<std::vector<Candidate>> found;
-  } context{interval, std::vector<std::vector<Candidate>>(count)};
-  const HitFunction hit = [](void* data, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums) {
-    auto& [interval, found] = *static_cast<Context*>(data);
-    for (; mask != 0; mask &= mask - 1) {
-      const std::size_t row = group * kGroup + static_cast<std::size_t>(std::countr_zero(mask));
-      if (row < interval.strip.count) found[query].push_back(interval(query, row, sums));
-    }
-  };
-  const AlignedBytes scratch(count * kGroup * 4);
-  kernels.scan({&strip, kFormat, packed.steps(), packed.data(), count, bounds.data(), hit, &context, scratch.get()});
-  const std::size_t rank = std::max<std::size_t>(1, k * rows / piece.count());
-  double sum = 0.0;
-  std::vector<float> costs;
-  for (const auto& found : context.found) {
-    const double limit = highest_of_best(found, rank, costs);
-    sum += static_cast<double>(
-        std::count_if(found.begin(), found.end(), [&](const Candidate& candidate) { return candidate.lowest <= limit; }));
-  }
-  return sum / static_cast<double>(count) / static_cast<double>(rank) * static_cast<double>(k);
-}
-
-// int8 halves the products of int16 but leaves more candidates.
-Format choose_format(const Kernels& kernels, const Problem& problem, const Rows& queries,
-                     const std::vector<std::uint32_t>& which, const Piece& piece, std::size_t k, bool packed) {
-  // What a candidate costs, in time for one 4-byte step of one row: reading a row from memory, and a float64 distance.
-  constexpr double kStepsPerCandidate = 2000.0;
-  constexpr double kStepsPerCandidateColumn = 8.0;
-  if (!kernels.fast_int8 && !packed) return Format::kInt16;
-  if (problem.width() > max_width(Format::kInt8)) return Format::kInt16;
-  const double extra = expected_candidates(kernels, problem, queries, which, piece, k) - static_cast<double>(k);
-  const double saved = static_cast<double>(piece.count()) *
-                       static_cast<double>(steps(Format::kInt16, problem.width()) - steps(Format::kInt8, problem.width()));
-  const double lost = extra * (kStepsPerCandidate + kStepsPerCandidateColumn * static_cast<double>(problem.width()));
-  return lost < saved ? Format::kInt8 : Format::kInt16;
 }
 
 }  // namespace

@@ -78,7 +78,8 @@ void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, c
   std::iota(which.begin(), which.end(), 0u);
   const bool automatic = selected == Method::kAuto;
   const bool short_list = k_ <= rows.count / kScanShare;
-  if (packed && (!automatic || (short_list && (table.fast_int8 || queries_.count <= kPackedQueries)))) {
+  if (packed &&
+      (selected == Method::kInt8 || (automatic && short_list && (table.fast_int8 || queries_.count <= kPackedQueries)))) {
     const Piece piece{rows, start, {}};
     const auto format = automatic ? std::nullopt : std::optional(Format::kInt8);
     certified_scan(table, format, metric_, queries_, which, piece, filter, k_, threads_, packed, best_);

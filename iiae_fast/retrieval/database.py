@@ -25,6 +25,8 @@ _FEW_QUERIES = 32
 _PACKED_AFTER = 8
 _PACKED_VALUES = 1 << 20  # smaller pieces stay in the caches anyway
 _PACKED_DIM = 60000  # beyond it int8 sums could overflow
+_LOGVAR = (-14.0, 9.21035)  # to which log-variances are clamped
+_KL_NORM = 1e32  # the largest squared norm of a mean under gaussian_kl
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class Database:
         database._memory_limit, database._mapped = DEFAULT_MEMORY_LIMIT, None
         database._pieces, database._count = [rows.array], len(rows)
         database._packed, database._recurs, database._few_queries = [None], True, 0
-        check_values(rows.array, database.engine_dtype, "cosine", "database", 0, threads)
+        if metric.startswith("gaussian"):
+            _check_lifted(rows.array, metric, threads)
+        else:
+            check_values(rows.array, rows.dtype, metric, "database", 0, threads)
         return database
 
     def __len__(self) -> int:
@@ -154,6 +159,28 @@ class Database:
             yield Block(start, array, self.engine_dtype)
             del array
             _forget_pages(mapped)
+
+
+def _check_lifted(array: NDArray[Any], metric: str, threads: int) -> None:
+    """Refuse rows that lifting does not make (see csrc/canonical.h)."""
+    half = array.shape[1] // (3 if metric == "gaussian_kl" else 2)
+    check_values(array[:, half:], "float64", "cosine", "database", 0, threads)  # finite
+    # The norm of the means is limited as in rows that are not lifted yet, and nothing else of them is.
+    check_values(array[:, :half], "float64", "inner_product", "database", 0, threads)
+    for start in range(0, len(array), _PIECE_ROWS):
+        block = array[start : start + _PIECE_ROWS]
+        if metric == "gaussian_kl":
+            logvar = block[:, half : 2 * half]
+            bad = np.square(block[:, :half]).sum(axis=1) > _KL_NORM
+            bad |= ~np.isclose(block[:, 2 * half :], np.exp(logvar), rtol=1e-12, atol=0.0).all(axis=1)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logvar = 2.0 * np.log(block[:, half:])
+            bad = np.zeros(len(block), bool)
+        with np.errstate(invalid="ignore"):
+            bad |= ~((logvar >= _LOGVAR[0] - 1e-9) & (logvar <= _LOGVAR[1] + 1e-9)).all(axis=1)
+        if bad.any():
+            raise InputError(f"database row {start + int(bad.argmax())} is not a lifted Gaussian of {metric}")
 
 
 def _forget_pages(mapped: Any) -> None:

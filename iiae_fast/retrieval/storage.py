@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ _VERSION = 1
 _PREFIX = struct.Struct("<8sII")
 _MAX_HEADER = 1 << 16
 _CHUNK = 1 << 24
+_SIZE_LIMIT = 1 << 32  # an index holds fewer rows, and nothing else is larger
 _STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8", "uint8": "|u1", "int8": "|i1"}
 
 
@@ -45,7 +47,7 @@ def save(database: Database, path: str | os.PathLike[str], threads: int) -> None
             "stored": database.engine_dtype,
         }
     ).encode()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     digest = hashlib.sha256()
     try:
         with open(temporary, "wb") as file:
@@ -122,7 +124,9 @@ def _parse(encoded: bytes, refuse: Any) -> tuple[str, str, str, int, int, int]:
         dim, rows, columns = header["dim"], header["rows"], header["columns"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise refuse("its header cannot be read; it is truncated or altered") from error
-    if metric not in METRICS or dtype not in _STORED or not all(type(n) is int and n >= 1 for n in (dim, rows, columns)):
+    texts = all(isinstance(text, str) for text in (metric, dtype, stored))
+    sizes = all(type(n) is int and 1 <= n < _SIZE_LIMIT for n in (dim, rows, columns))
+    if not texts or not sizes or metric not in METRICS or dtype not in _STORED:
         raise refuse("its header holds a metric, dtype or size that is not accepted")
     gaussian = metric.startswith("gaussian")
     if stored != ("float64" if gaussian else dtype) or columns != (dim // 2 * 3 if metric == "gaussian_kl" else dim):

@@ -48,7 +48,7 @@ def make_case(seed: int, metric: str, dtypes: tuple[str, str], shape: tuple[int,
     gaussian = metric.startswith("gaussian")
     if gaussian:
         dim += dim % 2
-    style = rng.choice(["normal", "lattice", "clusters", "offset", "sparse"])
+    style = rng.choice(["normal", "lattice", "clusters", "offset", "sparse", "mirrored"])
     rows = rng.normal(size=(count, dim))
     asked = rng.normal(size=(queries, dim))
     if style == "lattice":  # many exact ties
@@ -61,6 +61,9 @@ def make_case(seed: int, metric: str, dtypes: tuple[str, str], shape: tuple[int,
         rows, asked = rows * 1e-2 + offset, asked * 1e-2 + offset
     elif style == "sparse":
         rows, asked = rows * (rng.random(rows.shape) < 0.2), asked * (rng.random(asked.shape) < 0.2)
+    elif style == "mirrored":  # about a centre of zero, with rows so near to it that their squares underflow
+        rows[1::2] = -rows[: len(rows) - 1 : 2]
+        rows[rng.integers(0, count, 1 + count // 10)] *= 10.0 ** -rng.uniform(100, 300)
     if rng.random() < 0.3:  # exact duplicates
         rows[rng.integers(0, count, count // 2)] = rows[rng.integers(0, count)]
     if rng.random() < 0.2:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +102,41 @@ def test_random_damage_is_refused(saved: bytes, tmp_path_factory: pytest.TempPat
     else:
         with pytest.raises(CheckpointError, match="damaged"):
             FlatIndex.load(path)
+
+
+def forge(path: Path, payload: np.ndarray, **header: object) -> Path:
+    """An index file with a right checksum, whatever is in it."""
+    fields = {"metric": "sqeuclidean", "dtype": "float64", "stored": "float64"} | header
+    text = json.dumps({"dim": payload.shape[1], "rows": len(payload), "columns": payload.shape[1]} | fields).encode()
+    data = struct.pack("<8sII", b"IIAEFLAT", 1, len(text)) + text + payload.tobytes()
+    path.write_bytes(data + hashlib.sha256(data).digest())
+    return path
+
+
+LIFTED = np.array([[0.5, 0.0, 1.0]])  # mean, log-variance, variance
+FORGED = [
+    (np.zeros((2, 4)), {"dtype": []}, "metric, dtype or size"),
+    (np.zeros((2, 4)), {"metric": {}}, "metric, dtype or size"),
+    (np.zeros((2, 4)), {"rows": 10**4000, "columns": 10**300}, "metric, dtype or size"),
+    (np.full((600, 4), 1e300), {}, "row 0 has a squared norm"),
+    (np.full((600, 4), 1e200), {"metric": "inner_product"}, "row 0 has a squared norm"),
+    (np.full((3, 4), np.nan), {"metric": "cosine"}, "row 0 holds NaN"),
+    (LIFTED * [[1], [1e17]], {"metric": "gaussian_kl", "dim": 2}, "row 1 is not a lifted Gaussian"),
+    (np.concatenate([LIFTED, [[0.5, 0.0, 0.0]]]), {"metric": "gaussian_kl", "dim": 2}, "row 1 is not a lifted Gaussian"),
+    (np.concatenate([LIFTED, [[0.5, 0.1, 1.0]]]), {"metric": "gaussian_kl", "dim": 2}, "row 1 is not a lifted Gaussian"),
+    (np.array([[0.5, 11.0, np.exp(11.0)]]), {"metric": "gaussian_kl", "dim": 2}, "row 0 is not a lifted Gaussian"),
+    (np.array([[0.5, 1.0], [0.5, -1.0]]), {"metric": "gaussian_w2"}, "row 1 is not a lifted Gaussian"),
+    (np.array([[1e200, 1.0]]), {"metric": "gaussian_w2"}, "row 0 has a squared norm"),
+]
+
+
+@pytest.mark.parametrize(("payload", "header", "message"), FORGED)
+def test_forged_files_are_refused(tmp_path: Path, payload: np.ndarray, header: dict[str, object], message: str) -> None:
+    """A checksum vouches for no one."""
+    path = forge(tmp_path / "index", payload, **header)
+    with pytest.raises(CheckpointError, match=message):
+        FlatIndex.load(path)
+    assert len(FlatIndex.load(forge(path, LIFTED, metric="gaussian_kl", dim=2))) == 1
 
 
 def test_missing_file(tmp_path: Path) -> None:

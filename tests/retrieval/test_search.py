@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iiae_fast import _C
-from iiae_fast.retrieval import METRICS, FlatIndex, search
+from iiae_fast.retrieval import METRICS, FlatIndex, evaluate, search
 
 METHODS = ("brute_force", "int8", "int16", "float32", "auto")
 
@@ -101,6 +101,39 @@ def test_packed_rows_of_another_array_are_refused() -> None:
     searcher = _C.Searcher(rows, "float32", "cosine", 1, 1)
     with pytest.raises(ValueError, match="another array or metric"):
         searcher.scan(rows, "float32", 0, None, None, None, packed)
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    packed, searcher = _C.PackedRows(rows[:2], "float32", "sqeuclidean", 1), _C.Searcher(rows, "float32", "sqeuclidean", 1, 1)
+    with pytest.raises(ValueError, match="another array or metric"):
+        searcher.scan(rows[::2], "float32", 0, None, None, None, packed)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("length", [1e-141, 1e-160, 1e-170, 1e-250])
+def test_a_row_whose_squares_underflow(metric: str, length: float) -> None:
+    """It lies nearly at the centre of the others, and is the nearest of all."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(400, 64))
+    rows = np.concatenate([np.stack([half, -half], 1).reshape(800, 64), np.sign(rng.normal(size=(1, 64))) * length])
+    queries = -0.3 * np.sign(rows[800]) + 0.05 * rng.normal(size=(8, 64))
+    check(Case(queries, rows, queries, rows, metric, 3, None, 2))
+
+
+def test_the_callers_floating_point_mode_does_not_matter() -> None:
+    """fp16 goes through subnormal fp32 on its way to float64, and small distances end there."""
+    rng = np.random.default_rng(0)
+    both = (rng.normal(size=(305, 16)) * 2e-5).astype(np.float16), (rng.normal(size=(305, 16)) * 1e-20).astype(np.float32)
+    expected = [oracle.search(one[300:], one[:300], 3, "sqeuclidean") for one in both]
+    assert torch.set_flush_denormal(True) or not _C.instruction_set().startswith("avx")
+    try:
+        found = [search(one[300:], one[:300], 3, threads=2) for one in both]
+        labels = np.arange(5) % 2
+        measures = evaluate(both[0][300:], both[0][:300], labels, np.arange(300) % 2)
+    finally:
+        torch.set_flush_denormal(False)
+    for hits, (distances, indices) in zip(found, expected):
+        np.testing.assert_array_equal(hits.indices, indices)
+        np.testing.assert_array_equal(hits.distances, distances)
+    assert measures == evaluate(both[0][300:], both[0][:300], labels, np.arange(300) % 2)
 
 
 def test_unknown_instruction_set_and_method() -> None:
