@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def operators(preset: Preset, options: TrainingOptions) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "precision", "most"), [("spatial", "fp32", 0), ("spatial", "bf16", 0), ("feature", "fp32", 0)]
+    ("family", "precision", "most"), [("spatial", "fp32", 798), ("spatial", "bf16", 929), ("feature", "fp32", 880)]
 )
 def test_a_step_dispatches_no_more_operators_than_it_did(family: str, precision: Any, most: int) -> None:
     preset = digits() if family == "spatial" else features()
@@ -61,9 +62,9 @@ def test_memory_grows_with_batch_and_options() -> None:
 
     high, low = needed(precision="fp32"), needed(precision="bf16")
     weights = sum(parameter.numel() for parameter in step_of(preset, TrainingOptions("fp32")).model.parameters())
-    assert high.fixed == 16 * weights
-    assert needed(precision="fp32", ema_decay=0.9).fixed == 20 * weights
-    assert 0.4 * high.per_pair < low.per_pair < 0.9 * high.per_pair
+    assert 16 * weights <= high.fixed < 18 * weights
+    assert needed(precision="fp32", ema_decay=0.9).fixed == high.fixed + 4 * weights
+    assert 0.4 * high.per_pair < low.per_pair < 0.7 * high.per_pair
     assert needed(precision="fp32", recompute=True).per_pair < 0.6 * high.per_pair
     assert high.of(10) == high.fixed + 10 * high.per_pair
 
@@ -154,3 +155,31 @@ def test_the_command_prints_the_profile(
     for word in ("towers", "decoders", "optimizer", "operators a step", "GFLOP/s", "trace.json"):
         assert word in text
     assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize(("family", "precision", "most"), [("spatial", "bf16", [1210, 338]), ("feature", "fp32", [734, 389])])
+def test_a_compiled_step_is_one_graph_of_no_more_operators_and_the_same(
+    family: str, precision: Any, most: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs that the compiler is given, forward and backward; they run here as they are, without inductor."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    found: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=counted, bw_compiler=counted)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
+    preset = digits() if family == "spatial" else features()
+    eager = step_of(preset, TrainingOptions(precision))
+    compiled = step_of(preset, TrainingOptions(precision, compile=True), on_device=True)
+    for number in range(3):
+        batch = batch_of(preset, 8, number)
+        expected, terms = (step(batch, [number], number, 1e-3) for step in (eager, compiled))
+        for name, term in expected.items():
+            assert terms[name].item() == pytest.approx(term.item(), rel=1e-4), (number, name)
+    assert len(found) == 2, "later steps, with other numbers, are not compiled again"
+    assert all(count <= limit for count, limit in zip(found, most)), found
