@@ -137,7 +137,7 @@ def _mark(model: IIAE) -> None:
 
         def enter(*_: Any, part: str = part, marks: list[Any] = open_marks) -> None:
             mark = record_function(_MARK + part)
-            mark.__enter__()
+            mark.__enter__()  # type: ignore[no-untyped-call]
             marks.append(mark)
 
         def leave(*_: Any, marks: list[Any] = open_marks) -> None:
