@@ -58,6 +58,8 @@ def touch(out: Path, toy: bool) -> int:
     device = "cpu" if toy else "cuda"
     backend = "reference" if toy else "triton"
 
+    weights = kernels.ElboWeights(1.2, 1.2, 0.2, 1.0)
+
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device).requires_grad_()
 
@@ -75,7 +77,9 @@ def touch(out: Path, toy: bool) -> int:
                 activation=activation,
                 backend=backend,
             )
-            (losses[0].sum() + 2 * losses[1].sum()).backward()  # type: ignore[no-untyped-call]
+            step = torch.tensor(3, device=device)
+            bound = kernels.elbo(*losses, latents.kl, weights, step=step, annealing_steps=100.0, backend=backend)
+            (2 * bound.total).backward(retain_graph=True)  # type: ignore[no-untyped-call]
         z, kl = kernels.reparameterize(shared[0], shared[1], seed=2, backend=backend)
         (latents.z_s.sum() + latents.kl.sum() + z.sum() + kl.sum()).backward()  # type: ignore[no-untyped-call]
         kernels.philox_normal((1001,), torch.tensor([3], device=device), 0, backend=backend)

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -166,12 +167,13 @@ def _flops(encoder: _Encoder, batch: int) -> int:
 
 @dataclass(frozen=True)
 class _Row:
-    """One contestant at one batch size; times in milliseconds."""
+    """One contestant at one batch size; times in milliseconds. ``cpu`` is processor time, which other work hardly changes."""
 
     batch: int
     contestant: str
     p50: float
     p99: float
+    cpu: float | None
     runs: int
     images_per_second: float
     speedup: float
@@ -246,18 +248,28 @@ def _measure(encoder: _Encoder, options: argparse.Namespace) -> list[_Row]:
     for batch in options.batches:
         print(f"batch {batch}: {options.seconds:g} s of measurement", file=sys.stderr, flush=True)
         x = _images(encoder.model, batch, options.seed + 2)
-        timed = {}
-        for name, make in makers.items():
-            call = make(x)
+        calls = {name: make(x) for name, make in makers.items()}
+        for call in calls.values():
             call()
-            timed[name] = clock.prepare(call)
+        timed = {name: clock.prepare(call) for name, call in calls.items()}
         timings = measure(timed, clock, Plan(relative_error=0.0, seconds=options.seconds, min_rounds=10), options.seed)
         eager = float(np.median(timings["eager"].samples))
         for name, timing in timings.items():
             p50, p99 = (float(value) for value in np.quantile(timing.samples, (0.5, 0.99)))
-            row = _Row(batch, name, 1e3 * p50, 1e3 * p99, len(timing.samples), batch / p50, eager / p50, parity.get(name))
+            cpu = _processor_time(calls[name]) if options.device == "cpu" else None
+            row = _Row(batch, name, 1e3 * p50, 1e3 * p99, cpu, len(timing.samples), batch / p50, eager / p50, parity.get(name))
             rows.append(row)
     return rows
+
+
+def _processor_time(call: Call, runs: int = 10) -> float:
+    """Of one run, the median, in milliseconds: of all threads, those that wait busily too."""
+    times = []
+    for _ in range(runs):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return 1e3 * float(np.median(times))
 
 
 def _parity(encoder: _Encoder, name: str) -> ParityReport:
@@ -275,9 +287,10 @@ def _parity(encoder: _Encoder, name: str) -> ParityReport:
 
 
 def _table(rows: Sequence[_Row]) -> str:
-    lines = ["batch  contestant       p50 ms    p99 ms   images/s  × eager  rel. error   cosine    top-1"]
+    lines = ["batch  contestant       p50 ms    p99 ms    cpu ms   images/s  × eager  rel. error   cosine    top-1"]
     for row in rows:
-        times = f"{row.p50:8.2f}  {row.p99:8.2f}  {row.images_per_second:9.1f}  {row.speedup:7.2f}"
+        cpu = "       –" if row.cpu is None else f"{row.cpu:8.2f}"
+        times = f"{row.p50:8.2f}  {row.p99:8.2f}  {cpu}  {row.images_per_second:9.1f}  {row.speedup:7.2f}"
         parity = row.parity
         figures = f"  {parity.max_relative_error:10.2e}  {parity.cosine:.5f}  {parity.top1_agreement:7.2%}" if parity else ""
         lines.append(f"{row.batch:5}  {row.contestant:14} {times}{figures}")

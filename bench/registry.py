@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "kernels": ("iiae_latents", "reparameterize", "reconstruction", "philox", "total_correlation", "hsic"),
+    "kernels": ("iiae_latents", "reparameterize", "reconstruction", "elbo", "philox", "total_correlation", "hsic"),
     "retrieval": ("retrieval",),
     "training": ("training",),
     "inference": ("inference",),

@@ -11,11 +11,12 @@ from pathlib import Path
 from iiae_fast.bench.document import Block, Heading, Paragraph, Table, to_markdown
 from iiae_fast.bench.report import timing_table
 from iiae_fast.bench.results import Results, read
+from iiae_fast.bench.static import summary
 from iiae_fast.bench.summary import Row, rate, rows, seconds, times
 from iiae_fast.errors import InputError
 from iiae_fast.storage import write_atomic
 
-MARKERS = "<!-- bench:begin KIND --> … <!-- bench:end -->, where KIND is headline or full"
+MARKERS = "<!-- bench:begin KIND --> … <!-- bench:end -->, where KIND is headline, full or counted"
 
 _SECTION = re.compile(r"(<!-- bench:begin (\w+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 _HEADLINE = ("what", "ours", ">time", ">rate", "against", ">its time", ">ours is faster by")
@@ -44,7 +45,7 @@ def render(document: Path, results: Path, write: bool = True) -> bool:
 
 def rendered(text: str, results: Path, name: str = "the document") -> str:
     """The text with its sections written anew."""
-    kinds = {"headline": _headline, "full": _full}
+    kinds = {"headline": _headline, "full": _full, "counted": summary}
     sections = list(_SECTION.finditer(text))
     if len(sections) != text.count("<!-- bench:begin ") or len(sections) != text.count("<!-- bench:end -->"):
         raise InputError(f"{name}: markers do not pair; accepted are {MARKERS}")

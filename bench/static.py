@@ -5,10 +5,15 @@ python -m iiae_fast.bench.static --file results.jsonl [--quick]
 
 from __future__ import annotations
 
-__all__ = ["blocks", "main"]
+__all__ = ["blocks", "main", "summary"]
 
 import argparse
+import importlib.util
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +31,8 @@ def _resources(settings: Settings) -> dict[str, Any]:
 
     if triton is None or INTERPRETED:
         raise Unavailable("compiling ahead of time needs Triton, and TRITON_INTERPRET not in the environment")
-    targets = ("sm_90",) if settings.quick else tuple(name for name in aot.TARGETS if name.startswith("sm_"))
-    matches = ("bf16 channels_last", "bf16 u8 contiguous laplace tanh") if settings.quick else ("bf16", "fp32")
+    targets = ("sm_90",) if settings.quick else aot.TARGETS
+    matches = ("bf16 channels_last", "bf16 u8 contiguous laplace tanh") if settings.quick else ("",)
     reports = [report for match in matches for report in aot.compile_all(targets, match, settings.threads)]
     rows = list(dict.fromkeys((report.name, report.target) for report in reports))
     by_name = {(report.name, report.target): report._asdict() for report in reports}
@@ -40,7 +45,20 @@ def _counts(settings: Settings) -> dict[str, Any]:
     return {"rows": counts.count(compiled=not settings.quick)}
 
 
-FACTS: dict[str, Callable[[Settings], Any]] = {"aot": _resources, "counts": _counts}
+def _traffic(settings: Settings) -> dict[str, Any]:
+    """In a process of its own, since kernels are interpreted there."""
+    if importlib.util.find_spec("triton") is None:
+        raise Unavailable("counting the kernels' memory accesses needs Triton (its interpreter)")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traffic.json"
+        command = [sys.executable, "-m", "iiae_fast.bench.traffic", "--json", str(path), *(["--quick"] * settings.quick)]
+        run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise RuntimeError(run.stderr[-400:])
+        return {"rows": json.loads(path.read_text())}
+
+
+FACTS: dict[str, Callable[[Settings], Any]] = {"aot": _resources, "counts": _counts, "traffic": _traffic}
 """Name: what gathers it. Each is attempted; one that raises leaves its reason."""
 
 
@@ -58,20 +76,59 @@ def gather(settings: Settings, writer: Writer) -> None:
 def blocks(results: Results) -> list[Block]:
     """The report's section; nothing when no fact was gathered."""
     page: list[Block] = []
-    for name, show in (("counts", _show_counts), ("aot", _show_resources)):
+    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _show_resources)):
         value = results.fact(name)
         if value is not None:
             page += [Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value)
     return [Heading("Counted without a GPU"), *page] if page else []
 
 
+def summary(results: Results) -> list[Block]:
+    """The section in short, for documents: the machine code as one row for each kernel."""
+    page: list[Block] = []
+    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _summarize_resources)):
+        value = results.fact(name)
+        if value is not None and "missing" not in value:
+            page += show(value)
+    return page
+
+
+def _summarize_resources(value: dict[str, Any]) -> list[Block]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for report in value["reports"]:
+        groups.setdefault(report["name"].split()[0], []).append(report)
+    rows = []
+    for name, reports in groups.items():
+        registers, shared, instructions = (
+            max(one[field] for one in reports) for field in ("registers", "shared", "instructions")
+        )
+        spills = sum(one["spills"] for one in reports)
+        load = min((one["load"] for one in reports if one["wide"]), default="")
+        rows.append((name, *map(str, (len(reports), registers, spills, shared, instructions, load))))
+    targets = ", ".join(dict.fromkeys(report["target"] for report in value["reports"]))
+    note = (
+        f"{len(value['reports'])} variants (dtype, layout, options, target) compiled with Triton {value['triton']} without a "
+        f"GPU for {targets}; of each kernel the worst variant."
+    )
+    columns = ("kernel", ">variants", ">registers", ">spilled bytes", ">shared bytes", ">instructions", ">load, contiguous")
+    return [Heading("Machine code", 3), Paragraph(note), Table(columns, rows)]
+
+
 def _show_resources(value: dict[str, Any]) -> list[Block]:
-    columns = ("kernel", "target", ">registers", ">spilled bytes", ">shared bytes", ">instructions", ">widest load", "problem")
-    fields = ("name", "target", "registers", "spills", "shared", "instructions", "load", "problem")
-    rows = [tuple(str(report[field]) for field in fields) for report in value["reports"]]
+    columns = ("kernel", "target", ">registers", ">spilled bytes", ">shared bytes", ">widest load", ">instructions")
+    fields = ("name", "target", "registers", "spills", "shared", "load", "instructions")
+    kinds = tuple(value["reports"][0]["mix"])
+    rows = [
+        (*(str(report[field]) for field in fields), *(str(report["mix"][kind]) for kind in kinds), report["problem"])
+        for report in value["reports"]
+    ]
     bad = sum(bool(report["problem"]) for report in value["reports"])
     note = f"{len(rows)} kernels compiled with Triton {value['triton']} without a GPU; {bad} with a problem."
-    return [Heading("Machine code of the Triton kernels", 3), Paragraph(note), Table(columns, rows)]
+    return [
+        Heading("Machine code of the Triton kernels", 3),
+        Paragraph(note),
+        Table((*columns, *(f">{kind}" for kind in kinds), "problem"), rows),
+    ]
 
 
 def _show_counts(value: dict[str, Any]) -> list[Block]:
@@ -82,6 +139,23 @@ def _show_counts(value: dict[str, Any]) -> list[Block]:
     )
     columns = ("the loss block of one training step", ">operators", ">launches", "")
     return [Heading("Operators and launches", 3), Paragraph(note), Table(columns, rows)]
+
+
+def _show_traffic(value: dict[str, Any]) -> list[Block]:
+    def number(count: float | None) -> str:
+        return "" if count is None else f"{count:.2f}"
+
+    rows = [
+        (row["operation"], row["per"], *(number(row[column]) for column in ("must", "ours", "eager", "inductor")))
+        for row in value["rows"]
+    ]
+    note = (
+        "Bytes per element, forward with backward. Must: each pass reads its inputs once and writes its outputs once. Triton: "
+        "the 32-byte sectors that its block accesses touch, recorded in the interpreter. Eager: inputs and outputs of every "
+        "operator. Inductor: its own count for the kernels that it fuses on this machine."
+    )
+    columns = ("operation", "per", ">must", ">Triton", ">eager", ">inductor")
+    return [Heading("Memory traffic", 3), Paragraph(note), Table(columns, rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["TOLERANCES", "ParityError", "ParityReport", "verify"]
+__all__ = ["TOLERANCES", "ParityError", "ParityReport", "complete_inputs", "verify"]
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from iiae_fast.errors import InputError
 from iiae_fast.export.graphs import GRAPHS, Graph, Head, evaluate, head_named, output_shape, tensor_shape
 from iiae_fast.export.onnx import weights_sha256
-from iiae_fast.export.session import Session
+from iiae_fast.export.session import Session, by_name
 
 if TYPE_CHECKING:
-    from iiae_fast.export.session import Array
+    from iiae_fast.export.session import Array, Inputs
     from iiae_fast.model import IIAE
 
 # Largest relative error (see ParityReport) by the precision of the graph.
@@ -80,7 +79,7 @@ class ParityReport:
 def verify(
     session: Session,
     model: IIAE,
-    samples: Mapping[str, Array] | Array,
+    samples: Inputs,
     tolerance: float | None = None,
     min_top1_agreement: float | None = None,
 ) -> ParityReport:
@@ -89,8 +88,8 @@ def verify(
     Args:
         session: Of any of the graphs.
         model: The one it was exported from; in any mode, on any device, left as it is.
-        samples: As the session takes them, at least one. A dictionary may hold a pair (x, y) for any graph: a code that is
-            missing is the model's own for the x or y that is there.
+        samples: As the session takes them, at least one; a tuple has the graph's inputs in order. A dictionary may hold, or a
+            tuple be, a pair (x, y) for any graph: a code that is missing is the model's own for the x or y that is there.
         tolerance: Largest relative error; None takes ``TOLERANCES`` of the session's precision.
         min_top1_agreement: Smallest share of equal nearest neighbours, from 0 to 1; None accepts any.
 
@@ -106,7 +105,7 @@ def verify(
         tolerance = TOLERANCES[precision]
     reference = copy.deepcopy(model).float().eval()
     with torch.no_grad():
-        inputs = _complete(reference, graph, session, samples)
+        inputs = complete_inputs(session, reference, samples)
         count = max(len(inputs[name]) for name in graph.inputs)
         if count == 0:
             raise InputError("samples are empty: at least one is needed")
@@ -114,7 +113,7 @@ def verify(
         for start in range(0, count, _BATCH):
             part = {name: inputs[name][start : start + _BATCH] for name in graph.inputs}
             ours.append(session(part)[graph.output])
-            tensors = {name: _for_model(reference, values) for name, values in part.items()}
+            tensors = {name: _for_model(reference, name, values) for name, values in part.items()}
             theirs.append(evaluate(reference, graph, tensors, head).cpu().numpy())
     report = _compare(graph, precision, np.concatenate(ours), np.concatenate(theirs), tolerance)
     _judge(report, session, model, min_top1_agreement)
@@ -133,14 +132,21 @@ def _check_interface(session: Session, model: IIAE, graph: Graph, head: Head) ->
         raise ParityError(f"graph {graph.name}: its inputs and output are {found}, the model's are {expected}")
 
 
-def _complete(model: IIAE, graph: Graph, session: Session, samples: Mapping[str, Array] | Array) -> dict[str, NDArray[Any]]:
-    """All inputs of the graph as numpy arrays."""
-    if not isinstance(samples, Mapping):
-        if len(graph.inputs) != 1:
-            names = ", ".join(graph.inputs)
-            raise InputError(f"samples: graph {graph.name} takes {names}: give a dictionary of them, or of x and y")
-        samples = {graph.inputs[0]: samples}
-    arrays = {name: _to_numpy(name, values) for name, values in samples.items()}
+def complete_inputs(session: Session, model: IIAE, samples: Inputs) -> dict[str, NDArray[Any]]:
+    """Every input of the session's graph as a numpy array: those given as for ``verify``, and the model's own codes.
+
+    Args:
+        session: Of any of the graphs.
+        model: In evaluation mode; run without gradients.
+        samples: As ``verify`` takes them.
+
+    Raises:
+        InputError: An input is missing and cannot be computed.
+    """
+    graph = GRAPHS[session.metadata["graph"]]
+    names = ("x", "y") if _is_pair(session, samples) else graph.inputs
+    named = by_name(samples, names, f"samples: graph {graph.name}")
+    arrays = {name: _to_numpy(name, values) for name, values in named.items()}
     for name in graph.inputs:
         if name in arrays:
             continue
@@ -151,8 +157,18 @@ def _complete(model: IIAE, graph: Graph, session: Session, samples: Mapping[str,
             raise InputError(f"samples have no {name}{also}: graph {graph.name} takes {', '.join(graph.inputs)}")
         encode = model.encode_shared if name == "z_s" else model.encode_exclusive
         parts = [arrays[source][i : i + _BATCH] for i in range(0, len(arrays[source]), _BATCH)]
-        arrays[name] = np.concatenate([encode(**{source: _for_model(model, part)}).cpu().numpy() for part in parts])
-    return arrays
+        with torch.no_grad():
+            codes = [encode(**{source: _for_model(model, source, part)}).cpu().numpy() for part in parts]
+        arrays[name] = np.concatenate(codes)
+    return {name: arrays[name] for name in graph.inputs}
+
+
+def _is_pair(session: Session, samples: Inputs) -> bool:
+    """Whether two samples are x and y rather than the graph's inputs in order."""
+    if not isinstance(samples, (tuple, list)) or len(samples) != 2:
+        return False
+    shapes = [getattr(values, "shape", ())[1:] for values in samples]
+    return shapes != [info.shape[1:] for info in session.inputs]
 
 
 def _to_numpy(name: str, values: Array) -> NDArray[Any]:
@@ -163,9 +179,19 @@ def _to_numpy(name: str, values: Array) -> NDArray[Any]:
     return values.detach().cpu().numpy()
 
 
-def _for_model(model: IIAE, values: NDArray[Any]) -> torch.Tensor:
+def _for_model(model: IIAE, name: str, values: NDArray[Any]) -> torch.Tensor:
+    """As the model takes it: images of files ``(B, H, W, C)`` become ``(B, C, H, W)``."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(next(model.parameters()).device)
-    return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
+    if tensor.dtype != torch.uint8:
+        return tensor
+    shape = model.config.input_shape
+    of_files = (*shape[1:], shape[0])
+    if tensor.shape[1:] == of_files:
+        return tensor.permute(0, 3, 1, 2) if len(shape) == 3 else tensor
+    if tensor.shape[1:] == shape:
+        return tensor
+    accepted = " or ".join(f"(B, {', '.join(map(str, sizes))})" for sizes in (of_files, shape))
+    raise InputError(f"samples {name!r} is uint8 of shape {tuple(tensor.shape)}: accepted is uint8 of shape {accepted}")
 
 
 def _compare(graph: Graph, precision: str, ours: NDArray[Any], theirs: NDArray[Any], tolerance: float) -> ParityReport:

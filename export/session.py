@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Session", "TensorInfo", "load"]
+__all__ = ["Session", "TensorInfo", "by_name", "load"]
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     Array: TypeAlias = "NDArray[Any] | torch.Tensor"
+    Inputs: TypeAlias = "Mapping[str, Array] | Sequence[Array] | Array"
 
 ArrayT = TypeVar("ArrayT", bound="Array")
 
@@ -78,16 +79,16 @@ class Session:
         facts = " ".join(self.metadata[key] for key in ("family", "graph", "precision"))
         return f"<Session {facts}: {', '.join(i.name for i in self.inputs)} -> {self.outputs[0].name} on {self.device}>"
 
-    def __call__(self, inputs: Mapping[str, Array] | Array) -> Any:
+    def __call__(self, inputs: Inputs) -> Any:
         """Run the graph on a batch of any size.
 
         Args:
-            inputs: Every input by name; or the array itself, for a graph with one input. numpy arrays or torch tensors of the
-                dtypes and shapes that ``Session.inputs`` describes.
+            inputs: Every input by name, or a tuple or list of them in the order of ``Session.inputs``; for a graph with one
+                input also the array itself. numpy arrays or torch tensors of the dtypes and shapes that ``Session.inputs`` has.
 
         Returns:
-            A dictionary of outputs by name for a dictionary of inputs, an array for an array: numpy for numpy; for torch,
-            tensors on the first input's device. An empty batch gives an empty output.
+            A dictionary of outputs by name for a dictionary of inputs, else the one output as an array: numpy for numpy; for
+            torch, a tensor on the first input's device. An empty batch gives an empty output.
 
         Raises:
             InputError: An input is missing, unknown, of another dtype or shape, or batches differ.
@@ -119,19 +120,16 @@ class Session:
                 self._check_buffer(kind, name, array)
         self._run(inputs, outputs, batch)
 
-    def named(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
-        """Inputs by name, checked; an array is the only input.
+    def named(self, inputs: Inputs) -> Mapping[str, Array]:
+        """Inputs by name, checked; a tuple or list has them in order, an array is the only input.
 
         Raises:
             InputError: As for a call.
         """
-        if not isinstance(inputs, Mapping):
-            if len(self.inputs) != 1:
-                graph, names = self.metadata["graph"], ", ".join(info.name for info in self.inputs)
-                raise InputError(f"graph {graph} takes {names}: give a dictionary of them, not one {type(inputs).__name__}")
-            inputs = {self.inputs[0].name: inputs}
-        self._check("input", self.inputs, inputs)
-        return inputs
+        graph, names = self.metadata["graph"], [info.name for info in self.inputs]
+        named = by_name(inputs, names, f"graph {graph}")
+        self._check("input", self.inputs, named)
+        return named
 
     def warm_up(self, *batches: int) -> None:
         """Run zeros of these batch sizes (default: 1), so that the first request does not pay for allocation and tuning."""
@@ -152,7 +150,7 @@ class Session:
                 raise InputError(f"{kind} {info.name!r} is missing: graph {self.metadata['graph']} has {names}")
             array = arrays[info.name]
             accepted = f"{info.dtype} of shape ({', '.join(['B', *map(str, info.shape[1:])])})"
-            if not isinstance(array, np.ndarray) and not _is_tensor(array):
+            if not _is_array(array):
                 given = type(array).__name__
                 raise InputError(f"{kind} {info.name!r} of type {given}: accepted is an array or tensor, {accepted}")
             dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
@@ -236,6 +234,24 @@ def load(
     return session
 
 
+def by_name(inputs: Inputs, names: Sequence[str], taker: str) -> Mapping[str, Array]:
+    """Inputs as a dictionary, however they were given; ``taker`` is what wants those ``names``.
+
+    Raises:
+        InputError: A tuple or list of another length, or one array for several names.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    wanted = f"{taker} takes {', '.join(names)}"
+    if isinstance(inputs, tuple) or (isinstance(inputs, list) and all(map(_is_array, inputs))):
+        if len(inputs) != len(names):
+            raise InputError(f"{wanted}: a {type(inputs).__name__} of {len(inputs)} was given")
+        return dict(zip(names, inputs))
+    if len(names) != 1:
+        raise InputError(f"{wanted}: give a dictionary of them, or a tuple in this order, not one {type(inputs).__name__}")
+    return {names[0]: inputs}  # type: ignore[dict-item]  # whatever it is: checked by who takes it
+
+
 def _what_is_it(onnxruntime: Any, data: bytes) -> str:
     """A file without our checksum, in words."""
     try:
@@ -252,6 +268,10 @@ def _describe(value: Any) -> TensorInfo:
 
 def _sample(info: TensorInfo) -> tuple[int, ...]:
     return tuple(dim for dim in info.shape if dim is not None)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value)
 
 
 def _is_tensor(array: object) -> bool:

@@ -11,12 +11,28 @@ from typing import TYPE_CHECKING, Any
 from iiae_fast.version import __version__
 
 if TYPE_CHECKING:
-    from iiae_fast import data, export, kernels, objectives, official, presets, retrieval, training
+    from iiae_fast import config, data, errors, export, kernels, objectives, official, presets, retrieval, training
     from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
     from iiae_fast.gaussian import DiagonalGaussian
     from iiae_fast.model import IIAE, load
 
-_SUBMODULES = ("bench", "data", "export", "kernels", "objectives", "official", "presets", "reports", "retrieval", "training")
+_SUBMODULES = (
+    "bench",
+    "config",
+    "data",
+    "errors",
+    "export",
+    "gaussian",
+    "kernels",
+    "model",
+    "networks",
+    "objectives",
+    "official",
+    "presets",
+    "reports",
+    "retrieval",
+    "training",
+)
 _OBJECTS = {
     "DataConfig": "iiae_fast.config",
     "DiagonalGaussian": "iiae_fast.gaussian",
@@ -37,7 +53,9 @@ __all__ = [
     "OptimConfig",
     "Preset",
     "__version__",
+    "config",
     "data",
+    "errors",
     "export",
     "kernels",
     "load",

@@ -16,7 +16,6 @@ from __future__ import annotations
 __all__ = ["LossTerms", "beta_vae", "compute", "dvcca", "hsic", "iiae", "kl_annealing", "total_correlation", "vae"]
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,8 @@ from torch import Tensor
 
 from iiae_fast import kernels
 from iiae_fast.config import ObjectiveConfig
+from iiae_fast.kernels import ElboWeights
+from iiae_fast.kernels.reference import kl_annealing
 from iiae_fast.model import IIAEOutput
 
 
@@ -61,25 +62,6 @@ class LossTerms:
         return {name: value for name, value in fields if value is not None}
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Factors on the terms: reconstruction, exclusive KL, shared KL, cross KL."""
-
-    reconstruction: float
-    kl_exclusive: float
-    kl_shared: float
-    kl_cross: float = 0.0
-
-
-def kl_annealing(step: int | Tensor, steps: float) -> float | Tensor:
-    """a_t = 1 − exp(−t/τ) after t = ``step`` optimizer steps with τ = ``steps``; 1 when τ is 0. Carries no gradient."""
-    if steps == 0:
-        return 1.0
-    if isinstance(step, Tensor):
-        return -torch.expm1(-step.detach().float() / steps)
-    return -math.expm1(-step / steps)
-
-
 def iiae(
     out: IIAEOutput,
     x: Tensor,
@@ -99,7 +81,7 @@ def iiae(
     """
     config = config or ObjectiveConfig()
     omega, lamda = config.elbo_weight, config.interaction_weight
-    return _elbo(out, x, y, config, step, labels, _Weights(omega + lamda, omega + lamda, omega, lamda))
+    return _elbo(out, x, y, config, step, labels, ElboWeights(omega + lamda, omega + lamda, omega, lamda))
 
 
 def dvcca(
@@ -123,7 +105,7 @@ def vae(
     labels: Tensor | None = None,
 ) -> LossTerms:
     """Negative evidence bound of the pair with unit weights (Kingma and Welling 2014). Arguments as ``iiae``."""
-    return _elbo(out, x, y, config or ObjectiveConfig(), step, labels, _Weights(1.0, 1.0, 1.0))
+    return _elbo(out, x, y, config or ObjectiveConfig(), step, labels, ElboWeights(1.0, 1.0, 1.0))
 
 
 def beta_vae(
@@ -136,7 +118,7 @@ def beta_vae(
 ) -> LossTerms:
     """``vae`` with the KL terms weighted by ``config.beta`` (Higgins et al. 2017). Arguments as ``iiae``."""
     config = config or ObjectiveConfig()
-    return _elbo(out, x, y, config, step, labels, _Weights(1.0, config.beta, config.beta))
+    return _elbo(out, x, y, config, step, labels, ElboWeights(1.0, config.beta, config.beta))
 
 
 def total_correlation(
@@ -195,7 +177,13 @@ def compute(
 
 
 def _elbo(
-    out: IIAEOutput, x: Tensor, y: Tensor, config: ObjectiveConfig, step: int | Tensor, labels: Tensor | None, weights: _Weights
+    out: IIAEOutput,
+    x: Tensor,
+    y: Tensor,
+    config: ObjectiveConfig,
+    step: int | Tensor,
+    labels: Tensor | None,
+    weights: ElboWeights,
 ) -> LossTerms:
     batch, elements = len(x), out.x_logits[0].numel()
     # All factors, the mean over batch and elements included, go into the kernel, so that the gradient it writes in the forward
@@ -210,21 +198,24 @@ def _elbo(
         weight=factor,
         backend=out.backend,
     )
-    loss_x, loss_y = (loss.sum() for loss in losses)
-    kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry = out.kl.mean(dim=1).unbind()
-    annealing = kl_annealing(step, config.kl_annealing_steps)
-    total = annealing * (weights.kl_exclusive * (kl_x + kl_y) + weights.kl_shared * kl_s)
-    if weights.kl_cross:
-        total = total + weights.kl_cross * (kl_s_rx + kl_s_ry)
-    if weights.reconstruction:
-        total = total + (loss_x + loss_y)
-    classification = None
+    annealing_steps = config.kl_annealing_steps
+    bound = kernels.elbo(*losses, out.kl, weights, step=step, annealing_steps=annealing_steps, backend=out.backend)
+    annealing = bound.annealing if isinstance(step, Tensor) else kl_annealing(step, annealing_steps)
+    total, classification = bound.total, None
     if config.class_weight and labels is not None and out.class_logits is not None:
         classification = F.cross_entropy(out.class_logits.float(), labels)
         total = total + config.class_weight * classification
-    rec_x, rec_y = loss_x / outer, loss_y / outer
     return LossTerms(
-        total, rec_x, rec_y, kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry, kl_annealing=annealing, classification=classification
+        total,
+        rec_x=bound.rec_x,
+        rec_y=bound.rec_y,
+        kl_x=bound.kl_x,
+        kl_y=bound.kl_y,
+        kl_s=bound.kl_s,
+        kl_s_rx=bound.kl_s_rx,
+        kl_s_ry=bound.kl_s_ry,
+        kl_annealing=annealing,
+        classification=classification,
     )
 
 

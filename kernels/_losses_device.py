@@ -14,37 +14,38 @@ TANH = constant(1)
 
 @jit
 def _squash(x, FACTOR: tl.constexpr):
-    """1 / (1 + e) and e / (1 + e) for e = exp(−FACTOR |x|), which does not overflow."""
-    e = tl.exp(-FACTOR * tl.abs(x))
-    return 1.0 / (1.0 + e), e / (1.0 + e)
+    """e = exp(−FACTOR |x|), which does not overflow, and 1 / (1 + e): one exponential and one division for each element."""
+    e = tl.exp2(tl.abs(x) * (-1.4426950408889634 * FACTOR))
+    return e, 1.0 / (1.0 + e)
 
 
 @jit
-def _terms(x, target, LIKELIHOOD: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Each element's loss, and its derivative by the prediction x."""
+def _terms(x, target, scale, LIKELIHOOD: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Each element's loss, and ``scale`` times its derivative by the prediction x."""
     if LIKELIHOOD == BERNOULLI:
-        larger, smaller = _squash(x, 1.0)
+        e, larger = _squash(x, 1.0)
         loss = tl.maximum(x, 0.0) - x * target - tl.log(larger)
-        gradient = tl.where(x < 0, smaller, larger) - target
+        gradient = scale * (tl.where(x < 0, e * larger, larger) - target)
     else:
+        slope = scale  # times the activation's derivative
         if ACTIVATION == IDENTITY:
             difference = x - target
         elif ACTIVATION == TANH:
-            larger, smaller = _squash(x, 2.0)
-            difference = tl.where(x < 0, smaller - larger, larger - smaller) - target
+            e, larger = _squash(x, 2.0)
+            size = (1.0 - e) * larger
+            difference = tl.where(x < 0, -size, size) - target
+            slope = (e * larger) * (larger * (4.0 * scale))
         else:
-            larger, smaller = _squash(x, 1.0)
+            e, larger = _squash(x, 1.0)
+            smaller = e * larger
             difference = tl.where(x < 0, smaller, larger) - target
+            slope = smaller * (larger * scale)
         if LIKELIHOOD == LAPLACE:
             loss = tl.abs(difference)
-            gradient = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0)).to(x.dtype)
+            gradient = tl.where(difference > 0, slope, tl.where(difference < 0, -slope, 0.0))
         else:
             loss = difference * difference
-            gradient = 2.0 * difference
-        if ACTIVATION == TANH:
-            gradient *= 4.0 * larger * smaller
-        elif ACTIVATION != IDENTITY:
-            gradient *= larger * smaller
+            gradient = difference * (2.0 * slope)
     return loss, gradient
 
 
@@ -70,12 +71,12 @@ def forward_block(
     wanted = tl.load(address(index, target, LAYOUT), mask=index[3], other=0).to(DTYPE)
     if target[0].dtype.element_ty == tl.uint8:
         wanted = wanted * (1 / 255) if LIKELIHOOD == BERNOULLI else (wanted - 127.5) * (1 / 127.5)
-    loss, slope = _terms(x, wanted, LIKELIHOOD, ACTIVATION)
     factor = tl.cast(weight[0], DTYPE) + tl.cast(weight[1], DTYPE)
+    loss, scaled = _terms(x, wanted, factor, LIKELIHOOD, ACTIVATION)
     tl.store(partial_ptr, factor * tl.sum(tl.where(index[3], loss, 0.0)))
     if WRITE:
         place = address(index, gradient, LAYOUT)
-        tl.store(place, narrow(factor * slope, gradient[0]), mask=index[3])
+        tl.store(place, narrow(scaled, gradient[0]), mask=index[3])
 
 
 @jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "INTERPRETED",
     "Launch",
+    "code_settings",
     "constant",
     "jit",
     "launch",
@@ -73,7 +74,14 @@ class Launch(NamedTuple):
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     num_warps: int
+    maxnreg: int | None
     constants: dict[str, Any]
+
+    def options(self, amd: bool) -> dict[str, Any]:
+        """Of compilation, for a GPU of NVIDIA's or AMD's."""
+        # Fusion is pinned, since Triton 3.10 turns it off by default.
+        found = {"num_warps": warps(self.num_warps, amd), "enable_fp_fusion": True}
+        return found if amd or self.maxnreg is None else {**found, "maxnreg": self.maxnreg}
 
 
 _recorded: list[Launch] | None = None
@@ -100,7 +108,9 @@ def warps(num_warps: int, amd: bool) -> int:
     return max(1, num_warps // 2) if amd else num_warps
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any
+) -> None:
     """Run a kernel, on the device of its first argument; an empty grid launches nothing.
 
     Args:
@@ -108,23 +118,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, 
         grid: Programs along each axis.
         arguments: Tensors and numbers, in the kernel's order.
         num_warps: Warps of 32 threads of a program.
+        maxnreg: Registers that a thread may have; None leaves it to the assembler, which may rather spill some to memory.
         constants: The kernel's compile-time arguments.
     """
     if 0 in grid:
         return
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, arguments, num_warps, constants))
+        _recorded.append(Launch(kernel, grid, arguments, num_warps, maxnreg, constants))
         return
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
     elif traced(arguments[0]):
         torch.library.wrap_triton(kernel)[grid](*arguments, **constants, num_warps=num_warps)
     else:
-        # Pinned, since Triton 3.10 turns fusion off by default. The compiler, above, has no way to pass it on.
+        # The compiler, above, has no way to pass the other options on.
+        options = Launch(kernel, grid, arguments, num_warps, maxnreg, constants).options(torch.version.hip is not None)
         with torch.cuda.device(arguments[0].device):
-            kernel[grid](
-                *arguments, **constants, num_warps=warps(num_warps, torch.version.hip is not None), enable_fp_fusion=True
-            )
+            kernel[grid](*arguments, **constants, **options)
 
 
 def next_power_of_2(n: int, least: int, most: int) -> int:
@@ -133,3 +143,14 @@ def next_power_of_2(n: int, least: int, most: int) -> int:
     while size < n and size < most:
         size *= 2
     return size
+
+
+def code_settings(size: int, most: int, itemsize: int) -> dict[str, int]:
+    """Block, warps and registers for a code of ``size`` numbers of ``itemsize`` bytes: a 16-byte load a thread, two in fp64.
+
+    Forward has one program for a whole code, so a large ``most``; backward spreads a code over many small programs. The largest
+    programs may have all the registers that there are: the assembler would rather spill than use more than half of them.
+    """
+    block = next_power_of_2(size, 128, min(most, 512) if itemsize == 8 else most)
+    num_warps = max(1, block // (32 * max(4, 16 // itemsize)))
+    return {"BLOCK": block, "num_warps": num_warps} | ({"maxnreg": min(255, 2048 // num_warps)} if num_warps >= 4 else {})

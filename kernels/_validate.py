@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Seed = int | Tensor
+Seed = int | np.integer[Any] | Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TARGET_DTYPES = (*FLOAT_DTYPES, torch.uint8)
@@ -39,12 +41,17 @@ def require_head(name: str, value: object) -> None:
     require_dtype(name, value)
 
 
-def require_alike(name: str, value: Tensor, other_name: str, other: Tensor, *, shape: bool = True) -> None:
-    """``value`` has the dtype and device of ``other``, and its shape (or only its batch size)."""
+def require_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """``value`` has the dtype and device of ``other``."""
     if value.dtype != other.dtype:
         raise ValueError(f"{name}: dtype {value.dtype} differs from {other_name}'s {other.dtype}")
     if value.device != other.device:
         raise ValueError(f"{name}: device {value.device} differs from {other_name}'s {other.device}")
+
+
+def require_alike(name: str, value: Tensor, other_name: str, other: Tensor, *, shape: bool = True) -> None:
+    """``value`` has the dtype and device of ``other``, and its shape (or only its batch size)."""
+    require_kind(name, value, other_name, other)
     if shape and value.shape != other.shape:
         raise ValueError(f"{name}: shape {tuple(value.shape)} differs from {other_name}'s {tuple(other.shape)}")
     if value.shape[0] != other.shape[0]:
@@ -66,8 +73,8 @@ def require_finite(name: str, value: object) -> None:
 
 
 def require_whole(name: str, value: object, minimum: int) -> None:
-    """``value`` is a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value`` is a whole number of at least ``minimum``; numpy's count."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name}={value}; accepted is a whole number of at least {minimum}")
@@ -95,8 +102,8 @@ def seed_tensor(seed: Seed | None, device: torch.device) -> Tensor:
         if seed.device != device:
             raise ValueError(f"seed: device {seed.device} differs from the inputs' {device}")
         return seed.detach().reshape(1)
-    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer, torch.SymInt)):
         raise TypeError(f"seed: expected a whole number or an int64 tensor of one element, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed={seed}; accepted is a whole number from -2**63 to 2**63 - 1")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)
+    return torch.full((1,), int(seed) if isinstance(seed, np.integer) else seed, dtype=torch.int64, device=device)

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from iiae_fast.kernels import reference
-from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton, warps
+from iiae_fast.kernels._registry import INTERPRETED, Launch, record_launches, triton
+from iiae_fast.kernels.elbo import backward as elbo_backward
+from iiae_fast.kernels.elbo import forward as elbo_forward
 from iiae_fast.kernels.iiae_latents import backward as latents_backward
 from iiae_fast.kernels.iiae_latents import forward as latents_forward
 from iiae_fast.kernels.philox import forward as philox_forward
@@ -58,7 +60,11 @@ class Variant(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What one variant became on one target; ``load`` is the width of the widest global load in bytes."""
+    """What one variant became on one target.
+
+    ``load`` is the width of the widest global load in bytes, ``wide`` whether it must be 16; ``mix`` counts the instructions by
+    kind, as they stand in the program, not as often as they run.
+    """
 
     name: str
     target: str
@@ -67,6 +73,8 @@ class Report(NamedTuple):
     shared: int
     instructions: int
     load: int
+    wide: bool
+    mix: dict[str, int]
     problem: str
 
 
@@ -106,6 +114,12 @@ def _calls() -> Iterator[tuple[str, bool, Any, tuple[Any, ...]]]:
         gradient = _tensor((8, 3, 256, 256), dtype, layout)
         dloss = torch.empty(8, dtype=reference.compute_dtype(DTYPES[dtype]), device="meta")
         yield f"reconstruction {dtype} {layout}", layout == "contiguous", scale_gradients, (gradient, dloss) * 2
+    for dtype in ("fp32", "fp64"):
+        loss, kl = _tensor((8,), dtype, "contiguous"), _tensor((5, 8), dtype, "contiguous")
+        weights = ([1.2, 1.2, 0.2, 1.0], 25000.0)
+        yield f"elbo {dtype}", False, elbo_forward, (loss, loss, kl, seed, *weights)
+        for dterms, name in ((None, "total"), (_tensor((8,), dtype, "contiguous"), "terms")):
+            yield f"elbo {dtype} {name}", False, elbo_backward, (_tensor((), dtype, "contiguous"), dterms, seed, 8, *weights)
     yield "philox_normal", False, philox_forward, ((8, 8192), seed, 0)
 
 
@@ -148,6 +162,15 @@ def _source(launch: Launch) -> Any:
     return ASTSource(launch.kernel, {name: signature[name] for name in names}, constants, hints)
 
 
+# The first pattern that an instruction's name begins with, NVIDIA's or AMD's, decides what it is.
+_KINDS = {
+    "memory": r"LD|ST|ATOM|RED\b|global_|buffer_|flat_|ds_|s_load",
+    "special": r"MUFU|v_(exp|log|rcp|rsq|sqrt|sin|cos)_",
+    "float": r"[FDH](ADD|MUL|FMA|SEL|SET|MNMX|CHK)|[FIHD]2F|F2|I2F|v_\w+_(f|bf)(16|32|64)|v_(pk_)?fma",
+    "integer": r"I|U?(LOP|SHF|LEA|PRMT|MOV|SEL|IMAD|IADD|ISETP)|VIADD|POPC|BREV|FLO|v_|s_(?!waitcnt|barrier|nop|c?branch|end)",
+}
+
+
 def _sass(cubin: bytes) -> str:
     """The machine code in text, by the disassembler of Triton's wheel."""
     with tempfile.TemporaryDirectory() as folder:
@@ -164,14 +187,14 @@ def compile_variant(variant: Variant, target: str) -> Report:
     amd = target.startswith("gfx")
     where = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     log = io.StringIO()
-    options = {"num_warps": warps(variant.launch.num_warps, amd), "enable_fp_fusion": True}
     with contextlib.redirect_stdout(log):
-        compiled = triton.compile(_source(variant.launch), target=where, options=options)
+        compiled = triton.compile(_source(variant.launch), target=where, options=variant.launch.options(amd))
     if amd:
         text = compiled.asm["amdgcn"]
-        fields = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", text)}
-        registers, spills = fields["vgpr_count"], fields["sgpr_spill_count"] + fields["vgpr_spill_count"]
-        instructions = len(re.findall(r"^\t[a-z]\w+_\w+", text, re.MULTILINE))
+        # Scalar registers spill into lanes of vector registers, not into memory.
+        fields = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
+        registers, spills = fields["vgpr_count"], fields["vgpr_spill_count"]
+        instructions = re.findall(r"^\t([a-z]\w+_\w+)", text, re.MULTILINE)
         words = [int(width or 1) for width in re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", text)]
         loads = [4 * count for count in words] or [1]
     else:
@@ -179,12 +202,16 @@ def compile_variant(variant: Variant, target: str) -> Report:
         registers = max(map(int, re.findall(r"Used (\d+) registers", assembler)))
         spills = sum(map(int, re.findall(r"(\d+) bytes spill", assembler)))
         text = _sass(compiled.asm["cubin"])
-        instructions = len(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+\S", text, re.MULTILINE))
+        instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?\s*(\w+)", text, re.MULTILINE)
         widths = re.findall(r"\bLDG\.E[\w.]*?(?:\.(U8|S8|U16|S16|64|128|256))?(?:\.CONSTANT)?\s", text)
         loads = [{"": 4, "8": 1, "16": 2, "64": 8, "128": 16, "256": 32}[width.lstrip("US")] for width in widths]
     load = max(loads)
     problem = "spills" if spills else f"loads of {load} bytes" if variant.wide and load < WIDE else ""
-    return Report(variant.name, target, registers, spills, compiled.metadata.shared, instructions, load, problem)
+    mix = dict.fromkeys((*_KINDS, "other"), 0)
+    for instruction in instructions:
+        mix[next((kind for kind, pattern in _KINDS.items() if re.match(pattern, instruction)), "other")] += 1
+    shared = compiled.metadata.shared
+    return Report(variant.name, target, registers, spills, shared, len(instructions), load, variant.wide, mix, problem)
 
 
 def _compile(job: tuple[int, str]) -> Report:

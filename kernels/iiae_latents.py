@@ -18,7 +18,7 @@ from iiae_fast.kernels import reference
 from iiae_fast.kernels._backend import use_triton
 from iiae_fast.kernels._latents_device import exclusive_backward, exclusive_forward, shared_backward, shared_forward
 from iiae_fast.kernels._layout import code_shape, common_layout, empty_code, empty_gradient, or_zeros, planes
-from iiae_fast.kernels._registry import jit, launch, next_power_of_2, register, tl
+from iiae_fast.kernels._registry import code_settings, jit, launch, next_power_of_2, register, tl
 from iiae_fast.kernels._validate import Seed, require_alike, require_head, seed_tensor
 from iiae_fast.kernels.reference import Latents
 
@@ -209,15 +209,11 @@ def _sizes(q_x: Tensor, q_s: Tensor, q_y: Tensor) -> list[int]:
     return [size for head in (q_x, q_s, q_y) for size in (head.shape[1] // 2, head.shape[2:].numel())]
 
 
-def settings(sizes: Sequence[int], most: int) -> dict[str, int]:
-    """Blocks and warps for codes of these sizes: eight shared elements a thread, two 16-byte loads of fp32, one of 16 bits.
-
-    Forward has one program for a whole shared code, so a large one; backward spreads a code over many small ones.
-    """
+def settings(sizes: Sequence[int], most: int, itemsize: int) -> dict[str, int]:
+    """Blocks and warps for codes of these sizes; see ``code_settings``."""
     c_x, p_x, c_s, p_s, c_y, p_y = sizes
-    block = next_power_of_2(c_s * p_s, 128, most)
     exclusive = next_power_of_2(max(c_x * p_x, c_y * p_y), 16, 512)
-    return {"BLOCK": block, "BLOCK_EXCLUSIVE": exclusive, "num_warps": max(1, block // 256)}
+    return {**code_settings(c_s * p_s, most, itemsize), "BLOCK_EXCLUSIVE": exclusive}
 
 
 def _forward_fake(
@@ -246,7 +242,7 @@ def forward(
         *(stride for head in heads for stride in head.strides),
         SAMPLE=seed is not None,
         LAYOUT=common_layout(heads[1], *heads[3:]),
-        **settings(sizes, most=2048),
+        **settings(sizes, 2048, q_s.element_size()),
     )
     return outputs
 
@@ -288,7 +284,7 @@ def backward(
     outputs = [planes(gradient) if need else head for gradient, need, head in zip(gradients, needs, heads)]
     codes = [planes(dz) for dz in (dz_x, dz_s, dz_y)]
     sizes = _sizes(q_x, q_s, q_y)
-    constants = settings(sizes, most=512)
+    constants = settings(sizes, 512, q_s.element_size())
     launch(
         _iiae_latents_backward_kernel,
         (q_s.shape[0], 2 - (-sizes[2] * sizes[3] // constants["BLOCK"])),

@@ -357,8 +357,7 @@ def _kind(tensor: Tensor) -> tuple[int, torch.dtype, torch.device]:
 def reconstruction(
     prediction: Tensor,
     target: Tensor,
-    *,
-    likelihood: str,
+    likelihood: str = "laplace",
     activation: str | None = None,
     weight: float = 1.0,
     backend: str = "auto",
@@ -369,8 +368,7 @@ def reconstruction(
 def reconstruction(
     prediction: Pair,
     target: Pair,
-    *,
-    likelihood: str,
+    likelihood: str = "laplace",
     activation: str | None = None,
     weight: float = 1.0,
     backend: str = "auto",
@@ -380,8 +378,7 @@ def reconstruction(
 def reconstruction(
     prediction: Tensor | Pair,
     target: Tensor | Pair,
-    *,
-    likelihood: str,
+    likelihood: str = "laplace",
     activation: str | None = None,
     weight: float = 1.0,
     backend: str = "auto",

@@ -1,12 +1,13 @@
 """The definition of every fused operation, in plain PyTorch. It runs on any device and is what the Triton kernels must equal.
 
-These functions trust their arguments; ``iiae_latents``, ``reparameterize``, ``reconstruction`` and ``philox_normal`` of
+These functions trust their arguments; ``iiae_latents``, ``reparameterize``, ``reconstruction``, ``elbo``, ``philox_normal`` of
 ``iiae_fast.kernels`` check them first. Shapes: B batch, D latent size; a packed head is ``(B, 2D)`` or ``(B, 2C, H, W)``,
 [mean | logvar] along dim 1. Arithmetic is fp32, or fp64 where the inputs are fp64.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,43 @@ class Latents(NamedTuple):
     z_s: Tensor
     z_y: Tensor
     kl: Tensor
+
+
+class ElboWeights(NamedTuple):
+    """Factors of the terms in the total.
+
+    Attributes:
+        reconstruction: Of both reconstruction terms. ``loss_x`` and ``loss_y`` carry it already; 0 leaves them out.
+        kl_exclusive: Of KL(q_x‖p) and KL(q_y‖p), annealed.
+        kl_shared: Of KL(q_s‖p), annealed.
+        kl_cross: Of KL(q_s‖r_x) and KL(q_s‖r_y).
+    """
+
+    reconstruction: float
+    kl_exclusive: float
+    kl_shared: float
+    kl_cross: float = 0.0
+
+
+class Elbo(NamedTuple):
+    """What ``elbo`` returns: scalars, each but the total before its weight.
+
+    Attributes:
+        total: What is minimized.
+        rec_x, rec_y: Reconstruction terms.
+        kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry: Means over the batch, in nats.
+        annealing: a_t; a float from the reference when ``step`` was a number.
+    """
+
+    total: Tensor
+    rec_x: Tensor
+    rec_y: Tensor
+    kl_x: Tensor
+    kl_y: Tensor
+    kl_s: Tensor
+    kl_s_rx: Tensor
+    kl_s_ry: Tensor
+    annealing: Tensor | float
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -181,3 +219,26 @@ def reconstruction(prediction: Tensor, target: Tensor, likelihood: str, activati
     else:
         terms = F.binary_cross_entropy_with_logits(value, wanted, reduction="none")
     return weight * terms.sum(dim=tuple(range(1, terms.dim())))
+
+
+def kl_annealing(step: int | Tensor, steps: float) -> float | Tensor:
+    """a_t = 1 − exp(−t/τ) after t = ``step`` optimizer steps with τ = ``steps``; 1 when τ is 0. Carries no gradient."""
+    if steps == 0:
+        return 1.0
+    if isinstance(step, Tensor):
+        return -torch.expm1(-step.detach().float() / steps)
+    return -math.expm1(-step / steps)
+
+
+def elbo(loss_x: Tensor, loss_y: Tensor, kl: Tensor, step: int | Tensor, weights: ElboWeights, annealing_steps: float) -> Elbo:
+    """The weighted total of the batch's terms, and the terms."""
+    rec_x, rec_y = loss_x.sum(), loss_y.sum()
+    kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry = kl.mean(dim=1).unbind()
+    annealing = kl_annealing(step, annealing_steps)
+    total = annealing * (weights.kl_exclusive * (kl_x + kl_y) + weights.kl_shared * kl_s)
+    if weights.kl_cross:
+        total = total + weights.kl_cross * (kl_s_rx + kl_s_ry)
+    outer = weights.reconstruction or 1.0
+    if weights.reconstruction:
+        total = total + (rec_x + rec_y)
+    return Elbo(total, rec_x / outer, rec_y / outer, kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry, annealing)

@@ -29,7 +29,7 @@ from iiae_fast.kernels._device import (
     store_head,
 )
 from iiae_fast.kernels._layout import code_shape, common_layout, empty_code, empty_gradient, or_zeros, planes
-from iiae_fast.kernels._registry import jit, launch, next_power_of_2, register, tl
+from iiae_fast.kernels._registry import code_settings, jit, launch, register, tl
 from iiae_fast.kernels._validate import Seed, require_alike, require_head, require_stream, seed_tensor
 
 
@@ -135,15 +135,6 @@ def _reparameterize_backward_kernel(
         store_head(index, shape, dq, dz + dmean, dlogvar, free, LAYOUT)
 
 
-def settings(size: int, most: int) -> dict[str, int]:
-    """Block and warps for codes of ``size``: eight elements a thread, so two 16-byte loads of fp32, one of 16 bits.
-
-    Forward has one program for a whole code, so a large one; backward spreads a code over many small ones.
-    """
-    block = next_power_of_2(size, 128, most)
-    return {"BLOCK": block, "num_warps": max(1, block // 256)}
-
-
 def _forward_fake(q: Tensor, prior: Tensor | None, seed: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:
     layout = common_layout(planes(q), planes(q if prior is None else prior))
     return empty_code(q, layout), torch.empty(q.shape[0], dtype=reference.compute_dtype(q.dtype), device=q.device)
@@ -167,7 +158,7 @@ def forward(q: Tensor, prior: Tensor | None, seed: Tensor | None, stream: int) -
         HAS_PRIOR=prior is not None,
         SAMPLE=seed is not None,
         LAYOUT=common_layout(*heads),
-        **settings(z.shape[1:].numel(), most=2048),
+        **code_settings(z.shape[1:].numel(), 2048, q.element_size()),
     )
     return z, kl
 
@@ -189,7 +180,7 @@ def backward(
     outputs = [planes(gradient) if need else head for gradient, need, head in zip(gradients, needs, heads)]
     views = [planes(dz), *heads, *outputs]
     size = dz.shape[1:].numel()
-    constants = settings(size, most=512)
+    constants = code_settings(size, 512, q.element_size())
     launch(
         _reparameterize_backward_kernel,
         (q.shape[0], -(-size // constants["BLOCK"])),

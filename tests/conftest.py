@@ -16,6 +16,15 @@ if os.environ.get("IIAE_TEST_GPU") != "1":
 sys.path.insert(0, str(Path(__file__).parent))  # tests/paths.py and other helpers, under importlib import mode
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that was asked for on a GPU must not pass without one."""
+    if os.environ.get("IIAE_TEST_GPU") == "1":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("IIAE_TEST_GPU=1, but torch sees no CUDA device")
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tensors of a test are small, and threads would wait for each other."""

@@ -78,8 +78,13 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     assert "iiae_fast" in tops
     installed = {name for name in names if name.startswith("iiae_fast/") and name.endswith(".py")}
     expected = {name if name.startswith("iiae_fast/") else f"iiae_fast/{name}" for name in tracked if name.endswith(".py")}
-    expected = {name for name in expected if not name.startswith(("iiae_fast/tests/", "iiae_fast/setup.py"))}
+    expected = {name for name in expected if not name.startswith(("iiae_fast/docs/", "iiae_fast/tests/", "iiae_fast/setup.py"))}
     assert installed == expected
     assert "iiae_fast/py.typed" in names
     assert "iiae_fast/reports/report.html.jinja" in names
     assert any(re.fullmatch(r"iiae_fast/_C\..*\.(so|pyd)", name) for name in names)
+
+
+def test_submodules_are_attributes() -> None:
+    program = "import iiae_fast; iiae_fast.errors.InputError, iiae_fast.config.ModelConfig, iiae_fast.model.IIAE"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)

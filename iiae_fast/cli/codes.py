@@ -4,30 +4,48 @@ from __future__ import annotations
 
 __all__ = ["Embed", "Search"]
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
 
+from iiae_fast.cli.codes_file import CodesFile
 from iiae_fast.cli.deploy import run_encoder
-from iiae_fast.cli.output import print_json, save_npy, spans, table
+from iiae_fast.cli.output import print_json, spans, table
 from iiae_fast.cli.sources import Source, open_source, read_array, split_source
 from iiae_fast.config import ModelConfig, Preset, from_dict
 from iiae_fast.errors import InputError
 
 Code = Literal["auto", "shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint"]
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussian_kl", "gaussian_w2"]
-Encoder = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+class _Encoder(NamedTuple):
+    """What embeds.
+
+    Attributes:
+        code: Name of the code.
+        identity: Changes with code and weights.
+        encode: Samples by domain to codes ``(B, D)`` float32.
+    """
+
+    code: str
+    identity: str
+    encode: Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Embed:
     """Write the codes of samples as a float32 array (N, D).
+
+    Codes are written batch by batch to OUT.partial and moved to OUT at the end. When a damaged sample or an interruption ends
+    the command, what was done is kept there, and the same command goes on after it.
 
     Attributes:
         model: A run directory, or an encoder exported to ONNX (which runs without torch).
@@ -56,17 +74,36 @@ class Embed:
             raise InputError(f"--batch-size {self.batch_size}: accepted is a whole number of at least 1")
         if self.out.suffix != ".npy":
             raise InputError(f"--out {self.out}: codes are written as a .npy file")
-        code, encode, source = self._from_onnx() if self.model.suffix == ".onnx" else self._from_run()
-        parts = [encode(source.fetch(span)) for span in spans(len(source), self.batch_size, "encoding")]
-        codes = np.concatenate(parts)
-        save_npy(self.out, codes)
+        encoder, source = self._from_onnx() if self.model.suffix == ".onnx" else self._from_run()
+        with CodesFile(self.out, encoder.identity) as file:
+            resumed = file.resume(len(source), source.identity)
+            try:
+                self._encode(encoder, source, file)
+            except InputError as error:
+                if not file.rows:
+                    raise
+                kept = f"{file.rows:,} of {len(source):,} codes are kept in {file.folder}"
+                raise InputError(f"{error}; {kept}, and the same command goes on after them") from error
+            rows, dim = file.rows, file.dim
+            file.finish()
         if self.json:
-            print_json({"code": code, "rows": len(codes), "dim": codes.shape[1], "out": str(self.out)})
+            print_json({"code": encoder.code, "rows": rows, "dim": dim, "out": str(self.out), "resumed": resumed})
         else:
-            print(f"{len(codes):,} codes {code} of {codes.shape[1]} values: {self.out}")
+            before = f" ({resumed:,} of them done before)" if resumed else ""
+            print(f"{rows:,} codes {encoder.code} of {dim} values: {self.out}{before}")
         return 0
 
-    def _from_run(self) -> tuple[str, Encoder, Source]:
+    def _encode(self, encoder: _Encoder, source: Source, file: CodesFile) -> None:
+        for span in spans(len(source), self.batch_size, "encoding", file.rows):
+            identities = [source.identity(int(row)) for row in span]  # before the samples are read: a later change is seen
+            codes = encoder.encode(source.fetch(span))
+            bad = np.flatnonzero(~np.isfinite(codes).all(axis=1))
+            if len(bad):
+                name, share = source.names[span[bad[0]]], f"{len(bad)} of {len(span)} in this batch"
+                raise InputError(f"{self.model}: the code {encoder.code} of sample {name} is not finite ({share})")
+            file.append(codes, identities)
+
+    def _from_run(self) -> tuple[_Encoder, Source]:
         from iiae_fast.cli.runs import open_model, open_preset
 
         code = "shared_x" if self.code == "auto" else self.code
@@ -74,6 +111,8 @@ class Embed:
         domains = (domain,) if domain else ("x", "y")
         model = open_model(self.model, self.device, self.threads)
         import torch  # after a missing directory was refused
+
+        from iiae_fast.model import WEIGHTS_FILE
 
         device = next(model.parameters()).device
         method = model.encode_exclusive if kind == "exclusive" else model.encode_shared
@@ -87,9 +126,10 @@ class Embed:
                 codes: np.ndarray = method(**{name: tensor(inputs[name]) for name in domains}).float().cpu().numpy()
             return codes
 
-        return code, encode, self._source(domains, model.config, lambda: open_preset(self.model))
+        identity = f"{code} {hashlib.sha256((self.model / WEIGHTS_FILE).read_bytes()).hexdigest()}"
+        return _Encoder(code, identity, encode), self._source(domains, model.config, lambda: open_preset(self.model))
 
-    def _from_onnx(self) -> tuple[str, Encoder, Source]:
+    def _from_onnx(self) -> tuple[_Encoder, Source]:
         from iiae_fast import export
 
         session = export.load(self.model, device=self.device, threads=self.threads)
@@ -105,13 +145,15 @@ class Embed:
             return Preset.from_dict(json.loads(session.metadata["preset"]))
 
         config = from_dict(ModelConfig, json.loads(session.metadata["config"]))
-        return graph.name, lambda inputs: run_encoder(session, inputs), self._source(graph.inputs, config, preset)
+        encoder = _Encoder(graph.name, session.metadata["checksum"], lambda inputs: run_encoder(session, inputs))
+        return encoder, self._source(graph.inputs, config, preset)
 
     def _source(self, domains: tuple[str, ...], config: ModelConfig, preset: Callable[[], Preset]) -> Source:
         if self.source in ("train", "valid", "test"):
             from iiae_fast import data
 
-            return split_source(getattr(data.load(preset().data), self.source), self.source)
+            data_config = preset().data
+            return split_source(getattr(data.load(data_config), self.source), data_config, self.source)
         return open_source([Path(self.source)], domains, config)
 
 

@@ -70,7 +70,9 @@ class Demo:
             metric = evaluate.default_metric(model.config)
             measured = evaluate.measure(model, splits, "test", metric, report.KS)
         with _timed(times, "export_seconds"):
-            parity = deploy.export_graphs(model, preset, splits.test, self.run_dir / deploy.ONNX_DIRECTORY)
+            parity = deploy.export_graphs(
+                model, preset, splits, self.run_dir / deploy.ONNX_DIRECTORY, run=self.run_dir.resolve().name
+            )
         page = self.run_dir / "report.html"
         with _timed(times, "report_seconds"):
             report.write_report(page, self.run_dir, model, preset, splits, measured)

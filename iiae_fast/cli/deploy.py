@@ -16,6 +16,7 @@ __all__ = [
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,18 @@ import tyro
 
 from iiae_fast import presets
 from iiae_fast.cli.evaluate import default_metric
-from iiae_fast.cli.output import percent, print_json, table
+from iiae_fast.cli.output import percent, print_json, spans, table
 from iiae_fast.config import Preset
 from iiae_fast.errors import InputError
 from iiae_fast.storage import load_json
 
 if TYPE_CHECKING:
-    from iiae_fast.data import PairedDataset
+    from iiae_fast.data import PairedDataset, Splits
     from iiae_fast.export import Session
     from iiae_fast.model import IIAE
 
 GraphName = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint", "decode_x", "decode_y", "x_to_y", "y_to_x"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DEFAULT_GRAPHS: tuple[GraphName, ...] = ("shared_x", "shared_y", "exclusive_x", "exclusive_y", "x_to_y", "y_to_x")
 ONNX_DIRECTORY = "onnx"
 PARITY_FILE = "parity.json"
@@ -51,20 +53,24 @@ class Export:
         run_dir: A run directory.
         graphs: Which ones.
         out: Directory to write GRAPH.onnx and parity.json to; by default RUN/onnx.
-        precision: Of weights and activations.
+        precision: Of weights and activations; int8 is calibrated on training pairs, and for graphs that encode.
         input: float32: images (B, C, H, W) in [−1, 1]; uint8: images (B, H, W, C) as files hold them.
+        head: What encoders give: mean; normalized (to length 1, for cosine); gaussian ([mean | logvar], for those metrics).
         max_batch: Largest batch of one run.
         samples: Test pairs to compare on.
+        calibration: Training pairs that int8 ranges are taken from.
         json: Print the comparison as JSON.
     """
 
     run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS
     out: Path | None = None
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     input: Literal["float32", "uint8"] = "float32"
+    head: Literal["mean", "normalized", "gaussian"] = "mean"
     max_batch: int | None = None
     samples: int = 256
+    calibration: int = 256
     json: bool = False
 
     def run(self) -> int:
@@ -72,13 +78,24 @@ class Export:
         from iiae_fast import data
         from iiae_fast.cli.runs import open_model, open_preset, record_command
 
-        if self.samples < 1:
-            raise InputError(f"--samples {self.samples}: accepted is a whole number of at least 1")
+        for name in ("samples", "calibration"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: accepted is a whole number of at least 1")
         model, preset = open_model(self.run_dir, "cpu"), open_preset(self.run_dir)
         out = self.out or self.run_dir / ONNX_DIRECTORY
-        test = data.load(preset.data).test
         found = export_graphs(
-            model, preset, test, out, self.graphs, self.precision, self.input, max_batch=self.max_batch, samples=self.samples
+            model,
+            preset,
+            data.load(preset.data),
+            out,
+            self.graphs,
+            self.precision,
+            input=self.input,
+            head=self.head,
+            max_batch=self.max_batch,
+            samples=self.samples,
+            calibration=self.calibration,
+            run=self.run_dir.resolve().name,
         )
         if self.out is None:
             record_command(self.run_dir)
@@ -93,62 +110,80 @@ class Export:
 def export_graphs(
     model: IIAE,
     preset: Preset,
-    test: PairedDataset,
+    splits: Splits,
     out: Path,
     graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS,
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
-    input: Literal["float32", "uint8"] = "float32",
+    precision: Precision = "fp32",
     *,
+    run: str,
+    input: Literal["float32", "uint8"] = "float32",
+    head: Literal["mean", "normalized", "gaussian"] = "mean",
     max_batch: int | None = None,
     samples: int = 256,
+    calibration: int = 256,
 ) -> dict[str, Any]:
     """Write ``GRAPH.onnx`` for each graph, verify it on test pairs, and repeat the retrieval with ONNX Runtime.
 
     Args:
         model: On the CPU.
         preset: Goes into the files, so that they know their data.
-        test: Pairs to verify and retrieve with.
+        splits: Test pairs to verify and retrieve with, training pairs to calibrate on.
         out: Directory of the files, and of ``parity.json`` with what is returned.
         graphs: Which ones.
-        precision, input, max_batch: As for ``export.to_onnx``.
+        precision: As for ``export.to_onnx``; or ``"int8"``, by ``export.quantize``.
+        run: Name of the training run, for the files.
+        input, max_batch: As for ``export.to_onnx``.
+        head: Likewise, of encoders; other graphs have no choice of it.
         samples: Test pairs for verification; retrieval takes them all.
+        calibration: Training pairs for int8.
 
     Returns:
-        ``"graphs"``: a ``ParityReport`` each, as a dictionary. With both shared encoders among them also ``"retrieval"``:
-        ``queries`` of both directions, ``top1_agreement`` (the share of them with the same nearest row as by the model's
-        codes), and R@1 ``x_to_y`` and ``y_to_x``.
+        ``"graphs"``: a ``ParityReport`` each, as a dictionary. With both shared encoders among them (and ``head="mean"``) also
+        ``"retrieval"``: ``queries`` of both directions, ``top1_agreement`` (the share of them with the same nearest row as by
+        the model's codes), and R@1 ``x_to_y`` and ``y_to_x``.
 
     Raises:
         ParityError: A graph computes something else than the model.
-        InputError: Anything that ``to_onnx`` refuses, or a graph named twice.
+        InputError: Anything that ``to_onnx`` or ``quantize`` refuses, or a graph named twice.
     """
     from iiae_fast import export
+    from iiae_fast.export.parity import complete_inputs
     from iiae_fast.storage import save_json
 
     if len(set(graphs)) < len(graphs) or not graphs:
         raise InputError(f"--graphs {' '.join(graphs)}: name each at most once, and at least one")
-    if not len(test):
-        raise InputError("the test split is empty: there is nothing to compare on")
-    batch = test.batch(np.arange(min(samples, len(test))))
-    prepared = {name: as_graph_input(values, input) for name, values in (("x", batch.x), ("y", batch.y))}
+    for name, split in (("test", splits.test), ("train", splits.train)):
+        if not len(split) and (name == "test" or precision == "int8"):
+            raise InputError(
+                f"the {name} split is empty: there is nothing to {'compare' if name == 'test' else 'calibrate'} on"
+            )
+    compared = _graph_inputs(splits.test, samples, input)
+    metadata = {"preset": json.dumps(preset.to_dict()), "run": run}
     reports, sessions = [], {}
-    for graph in graphs:
-        path = export.to_onnx(
-            model,
-            graph,
-            out / f"{graph}.onnx",
-            precision=precision,
-            input=input,
-            max_batch=max_batch,
-            metadata={"preset": json.dumps(preset.to_dict())},
-        )
+    for (position,) in spans(len(graphs), 1, "exporting"):
+        graph, path = graphs[position], out / f"{graphs[position]}.onnx"
+        of_graph = head if export.GRAPHS[graph].kind == "encoder" else "mean"
+        if precision == "int8":
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / path.name
+                export.to_onnx(model, graph, source, "fp32", input, max_batch, of_graph, metadata)
+                given = _graph_inputs(splits.train, calibration, input)
+                export.quantize(source, path, complete_inputs(export.load(source, device="cpu"), model, given))
+        else:
+            export.to_onnx(model, graph, path, precision, input, max_batch, of_graph, metadata)
         sessions[graph] = export.load(path, device="cpu")
-        reports.append(dataclasses.asdict(export.verify(sessions[graph], model, prepared)))
+        reports.append(dataclasses.asdict(export.verify(sessions[graph], model, compared)))
     found: dict[str, Any] = {"graphs": reports}
-    if "shared_x" in sessions and "shared_y" in sessions:
-        found["retrieval"] = _repeat_retrieval(model, test, sessions["shared_x"], sessions["shared_y"])
+    if "shared_x" in sessions and "shared_y" in sessions and head == "mean":
+        found["retrieval"] = _repeat_retrieval(model, splits.test, sessions["shared_x"], sessions["shared_y"])
     save_json(out / PARITY_FILE, found)
     return found
+
+
+def _graph_inputs(dataset: PairedDataset, count: int, input: str) -> dict[str, np.ndarray]:
+    """The first pairs of a split, at most ``count``, as graphs take them."""
+    batch = dataset.batch(np.arange(min(count, len(dataset))))
+    return {name: as_graph_input(values, input) for name, values in (("x", batch.x), ("y", batch.y))}
 
 
 def _repeat_retrieval(model: IIAE, test: PairedDataset, session_x: Session, session_y: Session) -> dict[str, Any]:

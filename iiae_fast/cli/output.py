@@ -7,11 +7,14 @@ __all__ = ["percent", "print_json", "save_npy", "spans", "table"]
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 def print_json(values: Any) -> None:
@@ -47,21 +50,38 @@ def save_npy(path: Path, array: np.ndarray) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def spans(total: int, size: int, label: str) -> Iterator[np.ndarray]:
-    """0 … total − 1 in consecutive int64 spans of ``size``, with a progress bar, the rate and the time left on a terminal."""
+def spans(total: int, size: int, label: str, start: int = 0) -> Iterator[np.ndarray]:
+    """``start`` … total − 1 in consecutive int64 spans of ``size``, with progress, rate and time left on stderr.
+
+    On a terminal they are a bar; elsewhere a line every ten seconds.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+            return Text(f"{_rounded(task.speed)}/s" if task.speed else "")
 
-    console = Console(stderr=True)
+    on_terminal = sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(label, total=total)
-        for start in range(0, total, size):
-            span = np.arange(start, min(start + size, total))
+    began = said = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as progress:
+        task = progress.add_task(label, total=total, completed=start)
+        for first in range(start, total, size):
+            span = np.arange(first, min(first + size, total))
             yield span
             progress.advance(task, len(span))
+            now = time.monotonic()
+            if not on_terminal and now - said >= _LINE_SECONDS:
+                done, said = first + len(span), now
+                rate = (done - start) / (now - began)
+                print(
+                    f"{label}  {done:,}/{total:,}  {_rounded(rate)}/s  {(total - done) / rate:,.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

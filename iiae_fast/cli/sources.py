@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from iiae_fast.config import ModelConfig
+from iiae_fast.config import DataConfig, ModelConfig
 from iiae_fast.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from iiae_fast.data import PairedDataset
 
 Split = Literal["train", "valid", "test"]
+
+_CHECKED_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,19 @@ class Source:
         names: One for each sample.
         fetch: Positions ``(B,)`` → ``{"x": …, "y": …}`` or one of the two: images uint8 ``(B, C, H, W)``, features float32
             ``(B, F)``.
+        identity: Of the sample at a position; changes when the file that it comes from does.
     """
 
     names: Sequence[str]
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+    identity: Callable[[int], str]
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def split_source(dataset: PairedDataset, name: str, count: int | None = None) -> Source:
-    """The pairs of a split, or its first ``count``.
+def split_source(dataset: PairedDataset, config: DataConfig, name: str, count: int | None = None) -> Source:
+    """The pairs of a split, or its first ``count``; ``config`` is what the data set was loaded by.
 
     Raises:
         DataError: The split is empty.
@@ -52,7 +56,8 @@ def split_source(dataset: PairedDataset, name: str, count: int | None = None) ->
         return {"x": batch.x, "y": batch.y}
 
     total = len(dataset) if count is None else min(count, len(dataset))
-    return Source([f"{name}_{row:05}" for row in range(total)], fetch)
+    names = [f"{name}_{row:05}" for row in range(total)]
+    return Source(names, fetch, lambda row: f"{config} {names[row]}")
 
 
 def check_seed(seed: int) -> None:
@@ -87,8 +92,15 @@ def open_source(paths: Sequence[Path], domains: tuple[str, ...], config: ModelCo
     from iiae_fast.data.images import ImageStore, list_images
 
     files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
-    store = ImageStore(files, config.image_size)
-    return Source([file.stem for file in files], lambda rows: {domains[0]: store[rows][:, 0]})
+    store = ImageStore(files, config.image_size, keep=False)
+    names = [file.stem for file in files]
+    return Source(names, lambda rows: {domains[0]: store[rows][:, 0]}, lambda row: _version(files[row]))
+
+
+def _version(path: Path) -> str:
+    """What changes when a file does."""
+    facts = path.stat()
+    return f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def read_array(path: Path) -> Any:
@@ -123,7 +135,10 @@ def _from_array(path: Path, domains: tuple[str, ...], config: ModelConfig) -> So
         raise DataError(
             f"{path}: x has {len(arrays['x'])} rows and y {len(arrays['y'])}; row i of one belongs to row i of the other"
         )
-    return Source([f"{row:05}" for row in range(count)], lambda rows: {name: array[rows] for name, array in arrays.items()})
+    names, version = [f"{row:05}" for row in range(count)], _version(path)
+    return Source(
+        names, lambda rows: {name: array[rows] for name, array in arrays.items()}, lambda row: f"{version} {names[row]}"
+    )
 
 
 def _check(path: Path, name: str, array: np.ndarray, config: ModelConfig) -> None:
@@ -133,6 +148,8 @@ def _check(path: Path, name: str, array: np.ndarray, config: ModelConfig) -> Non
         accepted = f"{dtype} (N, {', '.join(map(str, shape))}) with N at least 1"
         raise DataError(f"{path}: {name} is {array.dtype} {array.shape}, this model takes {accepted}")
     if dtype == "float32":
-        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        # in parts, since a mapped array may be larger than memory
+        parts = [np.isfinite(array[start : start + _CHECKED_ROWS]).all(axis=1) for start in range(0, len(array), _CHECKED_ROWS)]
+        bad = np.flatnonzero(~np.concatenate(parts))
         if len(bad):
             raise DataError(f"{path}: {name} is not finite in row {bad[0]} ({len(bad)} of {len(array)} rows)")

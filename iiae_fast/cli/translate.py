@@ -83,7 +83,8 @@ class Translate:
             batch = source.fetch(span)
             sources.append(batch[source_domain])
             partners += [batch[self.to]] if self.to in batch else []
-            draws = [_translate(model, batch[source_domain], style, self.to, generator) for _ in range(self.draws)]
+            names = [source.names[row] for row in span]
+            draws = [_translate(model, batch[source_domain], names, style, self.to, generator) for _ in range(self.draws)]
             translated.append(np.stack(draws, axis=1))  # (B, draws, …)
         results = np.concatenate(translated)
         if features:
@@ -101,7 +102,8 @@ class Translate:
         from iiae_fast import data
         from iiae_fast.cli.runs import open_preset
 
-        return split_source(getattr(data.load(open_preset(self.run_dir).data), self.split), self.split, self.count)
+        config = open_preset(self.run_dir).data
+        return split_source(getattr(data.load(config), self.split), config, self.split, self.count)
 
     def _style(self, model: IIAE) -> np.ndarray | None:
         if self.style == "prior":
@@ -141,7 +143,12 @@ class Translate:
 
 
 def _translate(
-    model: IIAE, batch: np.ndarray, style: np.ndarray | None, to: Literal["x", "y"], generator: torch.Generator
+    model: IIAE,
+    batch: np.ndarray,
+    names: list[str],
+    style: np.ndarray | None,
+    to: Literal["x", "y"],
+    generator: torch.Generator,
 ) -> np.ndarray:
     import torch
 
@@ -154,6 +161,9 @@ def _translate(
     reference = None if style is None else tensor(style)
     with torch.inference_mode():
         values = model.translate(**{source: tensor(batch)}, style=reference, to=to, generator=generator)
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not finite.all():
+        raise InputError(f"the model's translation of sample {names[int(finite.int().argmin())]} to {to} is not finite")
     if model.config.family != "feature":
         return to_images(values)
     features: np.ndarray = values.float().cpu().numpy()

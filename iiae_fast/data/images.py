@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["MEMORY_BOUND", "ImagePairs", "ImageStore", "list_images"]
+__all__ = ["MEMORY_BOUND", "ImagePairs", "ImageStore", "list_images", "read_image"]
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +47,31 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _open(path: Path) -> Image:
-    """Decode one file to RGB, upright."""
+def read_image(source: Path | bytes, size: int) -> UInt8:
+    """One image at one size, uint8 ``(3, size, size)``: as ``iiae embed`` reads the files of a folder.
+
+    Args:
+        source: A file, or its content.
+        size: Side to which the image is brought, without regard to its aspect.
+
+    Raises:
+        DataError: It is no image, or damaged.
+        MissingExtraError: Pillow is not installed.
+    """
+    return _resize(_open(source), size)
+
+
+def _open(source: Path | bytes) -> Image:
+    """Decode one file, or its content, to RGB, upright."""
+    path, file = (source, source) if isinstance(source, Path) else ("image", BytesIO(source))
     pil, ops = require("PIL.Image", "train"), require("PIL.ImageOps", "train")
     try:
-        with pil.open(path) as file:
-            file.load()
-            image: Image = ops.exif_transpose(file)
+        with pil.open(file) as opened:
+            opened.load()
+            image: Image = ops.exif_transpose(opened)
     except pil.UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image (to leave a file aside, begin its name with a dot)") from error
+        advice = " (to leave a file aside, begin its name with a dot)" if isinstance(source, Path) else ""
+        raise DataError(f"{path}: not an image{advice}") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
@@ -79,23 +96,24 @@ def _resize(image: Image, size: int) -> UInt8:
 class ImageStore:
     """The decoded images of a list of files, at one size.
 
-    Up to ``MEMORY_BOUND`` everything is decoded at once, so that a damaged file shows before training starts. Above it,
-    files are decoded when they are asked for, and a damaged one shows then.
+    Up to ``MEMORY_BOUND`` everything is decoded at once, so that a damaged file shows before training starts. Above it, or
+    with ``keep=False``, files are decoded when they are asked for, and a damaged one shows then.
 
     Args:
         paths: The files.
         size: Side to which images are brought, without regard to their aspect.
         halves: Each file holds two images side by side.
+        keep: False where every image is asked for only once.
 
     Raises:
         DataError: A file is no image, is damaged, or has an odd width where it holds two halves.
         MissingExtraError: Pillow is not installed.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, halves: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, halves: bool = False, keep: bool = True) -> None:
         self.paths, self.size, self._halves = list(paths), size, halves
         self._kept: UInt8 | None = None
-        if len(self.paths) * (2 if halves else 1) * 3 * size * size <= MEMORY_BOUND:
+        if keep and len(self.paths) * (2 if halves else 1) * 3 * size * size <= MEMORY_BOUND:
             self._kept = self._decode(np.arange(len(self.paths)))
 
     def __len__(self) -> int:

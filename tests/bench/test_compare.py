@@ -10,8 +10,11 @@ import pytest
 from bench_fakes import write_timing, writer
 
 from iiae_fast.bench.command import main
-from iiae_fast.bench.compare import compare_samples, speedup
+from iiae_fast.bench.compare import compare, compare_samples, speedup
+from iiae_fast.bench.results import read
 from iiae_fast.errors import InputError
+
+RECORDED = Path(__file__).parent / "recorded"  # by record_runs.py
 
 
 def runs(random: np.random.Generator, spread: float, factor: float = 1.0, count: int = 3) -> list[list[float]]:
@@ -34,6 +37,21 @@ def test_a_real_difference_is_found_where_runs_agree_well_enough() -> None:
     assert found.count("slower") == 30
     low, high = compare_samples(runs(random, 0.01), runs(random, 0.01, 1.1))[2:]
     assert low < 1.1 < high
+
+
+def test_recorded_runs_of_the_same_code_are_the_same() -> None:
+    (found,) = compare(read([RECORDED / "first.jsonl"]), read([RECORDED / "again.jsonl"]))
+    assert found.verdict == "same"
+    assert found.low < 1 < found.high
+
+
+def test_recorded_runs_slowed_by_a_tenth_are_slower() -> None:
+    for name in ("first", "again"):
+        (found,) = compare(read([RECORDED / f"{name}.jsonl"]), read([RECORDED / "slowed.jsonl"]))
+        assert found.verdict == "slower"
+        assert found.low < 1.1 < found.high
+        (back,) = compare(read([RECORDED / "slowed.jsonl"]), read([RECORDED / f"{name}.jsonl"]))
+        assert back.verdict == "faster"
 
 
 def test_a_single_run_decides_nothing() -> None:

@@ -46,6 +46,7 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     for row in rows:
         assert 0 < row["p50"] <= row["p99"]
+        assert row["cpu"] > 0
         assert row["runs"] == 10
         assert row["images_per_second"] == pytest.approx(1000 * row["batch"] / row["p50"])
         if row["contestant"] == "eager":

@@ -13,7 +13,7 @@ from iiae_fast.bench.render import rendered
 from iiae_fast.errors import InputError
 
 TEXT = "# Title\n\n<!-- bench:begin headline -->\nold\n<!-- bench:end -->\n\nmore\n"
-DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md") if path.exists()]
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_sections_are_written_and_everything_else_kept(folder: Path, tmp_path: P
     assert main([*arguments, "--check"]) == 0
     assert main(arguments) == 0
     assert document.read_text() == text
+
+
+def test_counts_are_rendered_without_timings(folder: Path) -> None:
+    report = {"name": "k bf16", "target": "sm_90", "registers": 40, "spills": 0, "shared": 16, "instructions": 99, "load": 16}
+    narrow = {**report, "name": "k fp32 strided", "registers": 50, "load": 4, "wide": False}
+    out = writer(folder / "made-up" / "all.jsonl", "static")
+    out.fact("aot", {"reports": [{**report, "wide": True}, narrow], "triton": "3.9.0"})
+    row = {"operation": "sum", "per": "value", "elements": 3, "must": 5.0, "ours": 5.02, "eager": 93.0, "inductor": None}
+    out.fact("traffic", {"rows": [row]})
+    text = rendered(TEXT.replace("headline", "counted"), folder)
+    assert "| k | 2 | 50 | 0 | 16 | 99 | 16 |" in text
+    assert "| sum | value | 5.00 | 5.02 | 93.00 |  |" in text
+    assert "double of 1,000" not in text
 
 
 def test_new_results_make_a_document_stale(folder: Path) -> None:

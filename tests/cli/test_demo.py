@@ -32,7 +32,9 @@ def test_demo_ends_with_results_and_does_not_train_twice(
     assert results["environment"]["versions"]["torch"] == torch.__version__
     weights, log = ((run_dir / name).read_bytes() for name in ("model.safetensors", "log.jsonl"))
 
-    monkeypatch.setattr(deploy, "export_graphs", lambda *given: deploy.read_parity(run_dir / "onnx"))  # the slow part
+    monkeypatch.setattr(
+        deploy, "export_graphs", lambda *given, **options: deploy.read_parity(run_dir / "onnx")
+    )  # the slow part
     again = output_of(capsys, *options)
     assert (run_dir / "model.safetensors").read_bytes() == weights
     assert (run_dir / "log.jsonl").read_bytes() == log

@@ -51,11 +51,41 @@ class TestExportAndReport:
         codes = training.encode(iiae_fast.load(run_dir), data.load(tiny_preset().data).test)
         assert np.abs(np.load(tmp_path / "onnx.npy") - codes.exclusive_y).max() <= 1e-4 * np.abs(codes.exclusive_y).max()
 
+    def test_int8_is_calibrated_on_training_pairs(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        graphs = ("shared_x", "shared_y", "x_to_y")
+        found = output_of(capsys, "export", run_dir, "--graphs", *graphs, "--precision", "int8", "--calibration", "100")
+        assert [report["precision"] for report in found["graphs"]] == ["int8"] * 3
+        assert all(1e-5 < report["max_relative_error"] <= 1e-1 for report in found["graphs"])
+        assert found["retrieval"]["top1_agreement"] >= 0.9  # of codes hardly trained
+        session = export.load(run_dir / "onnx" / "x_to_y.onnx")
+        assert (session.metadata["calibration_samples"], session.metadata["run"]) == ("100", "run")
+        message = refuse(capsys, "export", run_dir, "--graphs", "decode_y", "--precision", "int8")
+        assert "graph decode_y has no layer but its last that cpu would run in int8" in message
+        assert not (run_dir / "onnx" / "decode_y.onnx").exists()
+
+    def test_heads_are_those_of_encoders(self, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        graphs = ("shared_x", "shared_y", "decode_x")
+        found = output_of(capsys, "export", run_dir, "--graphs", *graphs, "--head", "gaussian", "--samples", "9")
+        assert "retrieval" not in found  # which is by the means
+        succeed("embed", run_dir / "onnx" / "shared_y.onnx", "test", "--out", tmp_path / "packed.npy")
+        succeed("embed", run_dir, "test", "--code", "shared_y", "--out", tmp_path / "mean.npy")
+        packed, mean = np.load(tmp_path / "packed.npy"), np.load(tmp_path / "mean.npy")
+        assert packed.shape[1] == 2 * mean.shape[1]
+        np.testing.assert_allclose(packed[:, : mean.shape[1]], mean, rtol=0, atol=1e-4 * np.abs(mean).max())
+
+    def test_an_output_directory_that_cannot_be_written(
+        self, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        message = refuse(capsys, "export", run_dir, "--graphs", "exclusive_x", "--out", tmp_path / "file" / "onnx")
+        assert str(tmp_path / "file") in message
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
             (("--graphs", "joint", "joint"), "name each at most once"),
             (("--samples", "0"), "--samples 0"),
+            (("--calibration", "-3"), "--calibration -3"),
             (("--max-batch", "0"), "max_batch=0"),
             (("--graphs", "decode_x", "--input", "uint8"), "input='uint8'"),
         ],

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from export_cases import images, pairs
+from export_cases import FAMILIES, images, pairs
 
 from iiae_fast import IIAE
 from iiae_fast.errors import CheckpointError, InputError
 from iiae_fast.export import load, quantize, verify
 from iiae_fast.export.graphs import GRAPHS
+from iiae_fast.export.parity import complete_inputs
 
 Export = Callable[..., Path]
 
@@ -35,20 +36,22 @@ def quantized_layers(path: Path) -> Counter[str]:
     return found
 
 
+# every one that has a layer to quantize: the spatial decoders have transposed convolutions only
 @pytest.mark.parametrize(
     ("family", "graph"),
-    [("spatial", "shared_x"), ("spatial", "joint"), ("spatial", "x_to_y"), ("flat", "exclusive_y"), ("feature", "shared_y")],
+    [(family, graph) for family in FAMILIES for graph in GRAPHS if family != "spatial" or not graph.startswith("decode")],
 )
 def test_on_the_cpu(family: str, graph: str, export_graph: Export, models: dict[str, IIAE], tmp_path: Path) -> None:
     model, source = models[family], export_graph(family, graph)
-    calibration, samples = pairs(model, 128), pairs(model, 64, seed=7)
-    names = GRAPHS[graph].inputs
-    calibration["z_y"] = model.eval().encode_exclusive(y=calibration["y"]).detach()
+    samples = pairs(model, 64, seed=7)
+    model.eval()
+    calibration = complete_inputs(load(source, device="cpu"), model, pairs(model, 512))
     model.train()
-    path = quantize(source, tmp_path / "int8.onnx", {name: calibration[name] for name in names})
+    path = quantize(source, tmp_path / "int8.onnx", calibration)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     layers = Counter(node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS)
-    assert quantized_layers(path).total() == layers["Conv"] + layers["Gemm"] - (graph != "x_to_y")  # all but the last
+    last = [node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS][-1]
+    assert quantized_layers(path).total() == layers["Conv"] + layers["Gemm"] - (last != "ConvTranspose")  # all but the last
 
     session = load(path, device="cpu")
     report = verify(session, model, samples)
@@ -57,7 +60,7 @@ def test_on_the_cpu(family: str, graph: str, export_graph: Export, models: dict[
     metadata = load(source, device="cpu").metadata
     differing = {key for key in session.metadata if session.metadata[key] != metadata.get(key)}
     assert differing == {"precision", "calibration_samples", "target", "checksum"}
-    assert session.metadata["calibration_samples"] == "128"
+    assert session.metadata["calibration_samples"] == "512"
 
 
 def test_uint8_images_and_heads(export_graph: Export, models: dict[str, IIAE], tmp_path: Path) -> None:

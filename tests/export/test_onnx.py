@@ -74,8 +74,9 @@ def test_form_of_the_file(family: str, graph: str, export_graph: Export, models:
     used = {name for node in proto.graph.node for name in node.input}
     assert {weight.name for weight in proto.graph.initializer} <= used
     assert {name for node in proto.graph.node for name in node.output} <= used | {spec.output}
-    text = str(proto).replace(str(Path.cwd()), "/work")
-    assert "/work" not in text and "site-packages" not in text and ".py" not in text  # noqa: PT018
+    text = str(proto)
+    for trace in (str(Path.cwd()), "site-packages", ".py"):
+        assert trace not in text  # of the machine that exported it
 
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert metadata.pop("checksum")
@@ -227,6 +228,13 @@ def test_a_weight_too_large_for_fp16(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"precision='fp16': .*bias holds 100000, fp16 ends at 65504"):
         to_onnx(model, "decode_x", tmp_path / "a.onnx", precision="fp16")
     to_onnx(model, "decode_x", tmp_path / "a.onnx", precision="bf16")
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, models: dict[str, IIAE], cached_traces: None) -> None:
+    """Below a file, where not even root may write."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        to_onnx(models["feature"], "shared_x", tmp_path / "file" / "a.onnx")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from export_cases import pairs, tiny_model
+from export_cases import images, pairs, tiny_model
 
 from iiae_fast import IIAE
 from iiae_fast.errors import InputError
 from iiae_fast.export import TOLERANCES, ParityError, Session, load, verify
 from iiae_fast.export.graphs import GRAPHS
-from iiae_fast.export.parity import _agreement, _compare
+from iiae_fast.export.parity import _agreement, _compare, complete_inputs
 
 Export = Callable[..., Path]
 
@@ -74,6 +75,42 @@ def test_samples_in_any_form(session: Session, export_graph: Export, models: dic
     codes = {"z_s": torch.randn(5, 128), "z_y": torch.randn(5, 3)}
     verify(load(export_graph("spatial", "decode_y"), device="cpu"), model, codes)
     verify(load(export_graph("spatial", "decode_y"), device="cpu"), model, {"y": samples["y"]})
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_tuple_is_a_pair_or_the_inputs_in_order(graph: str, export_graph: Export, models: dict[str, IIAE]) -> None:
+    model, samples = models["spatial"], pairs(models["spatial"], 5)
+    session = load(export_graph("spatial", graph), device="cpu")
+    by_name = verify(session, model, samples)
+    assert verify(session, model, (samples["x"], samples["y"])) == by_name
+    assert verify(session, model, [samples["x"].numpy(), samples["y"].numpy()]) == by_name
+    z = torch.randn(5, 3)
+    inputs = {"x": samples["x"], "y": samples["y"], "z_s": torch.randn(5, 128), "z_x": z, "z_y": z}
+    named = {name: inputs[name] for name in GRAPHS[graph].inputs}
+    assert verify(session, model, tuple(named.values())) == verify(session, model, named)
+
+
+@pytest.mark.parametrize("graph", ["decode_x", "x_to_y"])
+def test_codes_from_uint8_images_in_either_layout(graph: str, export_graph: Export, models: dict[str, IIAE]) -> None:
+    """The missing code must be that of the picture, not of its bytes in another order."""
+    model, of_files = models["spatial"], images(5)
+    as_floats = {name: values.permute(0, 3, 1, 2).float() / 127.5 - 1 for name, values in of_files.items()}
+    session = load(export_graph("spatial", graph), device="cpu")
+    expected = verify(session, model, as_floats)
+    reference = copy.deepcopy(model).eval()
+    wanted = complete_inputs(session, reference, as_floats)
+    for layout in (of_files, {name: values.permute(0, 3, 1, 2) for name, values in of_files.items()}):
+        given = layout if graph == "decode_x" else {"x": as_floats["x"], "y": layout["y"]}
+        found = verify(session, model, given)
+        assert found.max_absolute_error == pytest.approx(expected.max_absolute_error, abs=1e-6)
+        codes = complete_inputs(session, reference, given)
+        for name in codes.keys() & {"z_s", "z_x", "z_y"}:
+            np.testing.assert_allclose(codes[name], wanted[name], rtol=0, atol=1e-6)
+    decoder = load(export_graph("spatial", "decode_y"), device="cpu")
+    with pytest.raises(
+        InputError, match=r"'y' is uint8 of shape \(5, 16, 16, 4\): accepted is uint8 of shape \(B, 16, 16, 3\) or"
+    ):
+        verify(decoder, model, {"y": torch.zeros(5, 16, 16, 4, dtype=torch.uint8)})
 
 
 def test_the_model_keeps_its_mode(session: Session, models: dict[str, IIAE]) -> None:
@@ -151,6 +188,7 @@ def test_bad_samples(session: Session, export_graph: Export, models: dict[str, I
         (session, {"x": [1.0, 2.0]}, "samples 'x' of type list"),
         (session, samples["x"].double(), "input 'x' is float64 of shape"),
         (translator, samples["x"], "samples: graph x_to_y takes x, z_y: give a dictionary"),
+        (translator, (samples["x"],), "samples: graph x_to_y takes x, z_y: a tuple of 1 was given"),
         (translator, {"x": samples["x"]}, "samples have no z_y, nor y to take it from: graph x_to_y takes x, z_y"),
         (joint, {"x": samples["x"], "y": samples["y"][:3]}, "differ in their number of rows: x has 4, y has 3"),
     ]:

@@ -66,6 +66,17 @@ def test_containers(encoder: Session, x: np.ndarray) -> None:
     np.testing.assert_array_equal(tensor.numpy(), codes)
 
 
+def test_inputs_in_order(translator: Session, encoder: Session, x: np.ndarray) -> None:
+    z_y = np.ones((7, 3), np.float32)
+    wanted = translator({"x": x, "z_y": z_y})["y"]
+    for given in ((x, z_y), [x, z_y]):
+        np.testing.assert_array_equal(translator(given), wanted)
+    tensors = translator((torch.from_numpy(x), torch.from_numpy(z_y)))
+    assert isinstance(tensors, torch.Tensor)
+    np.testing.assert_array_equal(tensors.numpy(), wanted)
+    np.testing.assert_array_equal(encoder((x,)), encoder(x))
+
+
 def test_any_stride(encoder: Session, x: np.ndarray) -> None:
     codes = encoder(x)
     channels_last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
@@ -154,7 +165,11 @@ def test_bad_inputs(encoder: Session, translator: Session, x: np.ndarray) -> Non
         (encoder, x.astype(np.float64), "input 'x' is float64"),
         (encoder, torch.from_numpy(x).bfloat16(), "input 'x' is bfloat16"),
         (encoder, x.tolist(), "input 'x' of type list: accepted is an array or tensor, float32 of shape (B, 3, 16, 16)"),
-        (translator, x, "graph x_to_y takes x, z_y: give a dictionary of them, not one ndarray"),
+        (translator, x, "graph x_to_y takes x, z_y: give a dictionary of them, or a tuple in this order, not one ndarray"),
+        (translator, (x,), "graph x_to_y takes x, z_y: a tuple of 1 was given"),
+        (translator, (z_y, x), "input 'x' is float32 of shape (7, 3)"),
+        (encoder, [x, x], "graph shared_x takes x: a list of 2 was given"),
+        (encoder, None, "input 'x' of type NoneType"),
         (translator, {"x": x}, "input 'z_y' is missing: graph x_to_y has x, z_y"),
         (translator, {"x": x, "z_y": z_y[:1]}, "inputs differ in their number of rows: x has 7, z_y has 1"),
     ]:

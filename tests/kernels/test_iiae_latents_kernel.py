@@ -13,6 +13,8 @@ from torch import Tensor
 from iiae_fast.kernels import iiae_latents
 from iiae_fast.kernels.iiae_latents import forward
 
+pytestmark = pytest.mark.gpu
+
 EXCLUSIVE, SHARED = (5,), (4, 3, 2)
 run = partial(iiae_latents, seed=9)
 run_means = partial(iiae_latents, sample=False)

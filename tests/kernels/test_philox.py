@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -103,3 +104,8 @@ def test_compiled_equals_eager() -> None:
 def test_bad_input_is_one_clear_error(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         philox_normal(**arguments)  # type: ignore[arg-type]
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    ours = philox_normal((np.int64(3),), np.int64(5), np.uint32(1))  # type: ignore[arg-type]
+    assert torch.equal(ours, philox_normal((3,), 5, 1))

@@ -13,6 +13,8 @@ from iiae_fast.kernels import philox_normal, reference
 from iiae_fast.kernels._device import normal
 from iiae_fast.kernels.philox import forward
 
+pytestmark = pytest.mark.gpu
+
 
 @triton.jit
 def _words_kernel(out_ptr, element_ptr, seed_ptr, stream, N: tl.constexpr):

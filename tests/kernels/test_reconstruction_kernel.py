@@ -13,6 +13,8 @@ from torch import Tensor
 from iiae_fast.kernels import reconstruction
 from iiae_fast.kernels.reconstruction import forward, scale_gradients
 
+pytestmark = pytest.mark.gpu
+
 VARIANTS = [*itertools.product(("laplace", "gaussian"), (None, "tanh", "sigmoid")), ("bernoulli", None)]
 SHAPE = (3, 2, 5, 4)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from iiae_fast.kernels import reparameterize
 from iiae_fast.kernels.reparameterize import forward
 
+pytestmark = pytest.mark.gpu
+
 MAP = (4, 3, 2)
 
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
 from iiae_fast import kernels
+from iiae_fast.kernels.elbo import forward as elbo_forward
 from iiae_fast.kernels.iiae_latents import backward
 from iiae_fast.kernels.reconstruction import forward
 
@@ -58,6 +59,7 @@ def main() -> None:
 
         heads = [fake(8, 16) if exclusive else fake(8, 256, 8, 8) for exclusive in (True, False, True, False, False)]
         codes = (fake(8, 8), fake(8, 128, 8, 8), fake(8, 8), fake(5, 8, dtype=torch.float32))
+        loss, kl = fake(8, dtype=torch.float32), fake(5, 8, dtype=torch.float32)
         seed = fake(1, dtype=torch.int64)
         image, target = fake(8, 3, 64, 64), fake(8, 3, 64, 64, dtype=torch.uint8)
         calls: dict[str, tuple[Any, ...]] = {
@@ -65,6 +67,7 @@ def main() -> None:
             "iiae_latents_backward": (lambda *given: backward(*given, [True] * 5), *codes, *heads, seed),
             "reparameterize": (lambda seed, q: kernels.reparameterize(q, seed=seed), seed, heads[1]),
             "reconstruction": (lambda x, t: forward(x, t, x, t, "laplace", "tanh", 0.1, [True, True]), image, target),
+            "elbo": (lambda *given: elbo_forward(*given, [1.2, 1.2, 0.2, 1.0], 100.0), loss, loss, kl, seed),
             "philox_normal": (lambda seed: kernels.philox_normal((3, 4), seed), seed),
         }
         print(json.dumps({name: written_pointers(*call) for name, call in calls.items()}))
