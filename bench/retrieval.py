@@ -3,7 +3,10 @@
 As a benchmark of ``iiae bench retrieval`` it runs under the common gate and clock; run by itself it prints one table with the
 ratios, and how many of each rival's ids are unlike ours (of which a few queries are compared with a float64 brute force)::
 
-    python -m iiae_fast.bench.retrieval [--quick] [--threads 2] [--seconds 10] [--only TEXT] [--json]
+    python -m iiae_fast.bench.retrieval [--quick] [--full] [--threads 2] [--seconds 10] [--only TEXT] [--codes FILE] [--json]
+
+Codes of a trained model are measured too where a file of them is named, by ``--codes`` or ``IIAE_BENCH_CODES``;
+``iiae embed RUN train --out codes.npy`` writes one.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 __all__ = ["cases", "main"]
 
 import argparse
+import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,7 +62,9 @@ _SIZES = [
     _Search(1, 1_000_000, 64, 10),
     _Search(100, 1_000_000, 64, 100),
     *(_Search(2000, 100_000, 64, 100, data) for data in ("clustered", "anisotropic", "offset")),
-    _Search(2000, 100_000, 64, 100, one_shot=True),
+    *(_Search(2000, 100_000, 64, k, one_shot=True) for k in (10, 100, 1000)),
+    _Search(2000, 20_000, 512, 100, one_shot=True),
+    _Search(1000, 10_000, 8192, 10, one_shot=True),
     _Search(1, 1_000_000, 64, 10, one_shot=True),
 ]
 _QUICK = [_Search(500, 20_000, 64, k) for k in (10, 100)]
@@ -69,9 +76,11 @@ def cases(settings: Settings) -> Iterator[Case]:
     if settings.device != "cpu":
         return
     for size in _TOY if settings.toy else _QUICK if settings.quick else _SIZES:
-        yield _search_case(size, settings)
+        yield _search_case(size, _make_data(size, settings.seed), settings)
+    if not settings.toy and not settings.quick:
+        yield _codes_case(settings)
     if not settings.toy:
-        yield _evaluation_case(settings)
+        yield _evaluation_case(settings, *((64, 2000) if settings.quick else (512, 17_101)))
 
 
 def _make_data(size: _Search, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -94,8 +103,24 @@ def _exact_ids(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) 
     return np.argsort(np.stack(found), axis=1, kind="stable")[:, :k]
 
 
-def _search_case(size: _Search, settings: Settings) -> Case:
-    rows, queries = _make_data(size, settings.seed)
+def _codes_case(settings: Settings) -> Case:
+    """The codes of a file: the last tenth of them, at most 2,000, look for neighbours among the others."""
+    path = os.environ.get("IIAE_BENCH_CODES")
+    if not path:
+
+        def absent() -> Call:
+            raise Unavailable("no codes given; write some by: iiae embed RUN train --out codes.npy, and name them by --codes")
+
+        return Case("codes of a trained model", [Contestant("iiae_fast", absent)], lambda _: "", Work(), {}, False, False)
+    codes = np.load(path, allow_pickle=False).astype(np.float32)
+    count = min(len(codes) // 10, 2000)
+    rows, queries = codes[:-count], codes[-count:]
+    size = _Search(len(queries), len(rows), codes.shape[1], min(100, len(rows)), "trained codes")
+    return _search_case(size, (rows, queries), settings)
+
+
+def _search_case(size: _Search, data: tuple[NDArray[np.float32], NDArray[np.float32]], settings: Settings) -> Case:
+    rows, queries = data
     exact = _exact_ids(rows, queries[:_CHECKED], size.k)
 
     def check(least: float) -> Callable[[Ids], str]:
@@ -158,9 +183,9 @@ def _matmul(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float3
     return call
 
 
-def _evaluation_case(settings: Settings) -> Case:
+def _evaluation_case(settings: Settings, queries: int, count: int) -> Case:
     """mAP@all and P@100 under cosine, against scikit-learn one query after the other, as published evaluations do it."""
-    count, queries, dim = (2000, 64, 64) if settings.quick else (17_101, 512, 64)
+    dim = 64
     rng = np.random.default_rng(settings.seed)
     centres = rng.standard_normal((_CLASSES, dim))
     row_labels, query_labels = rng.integers(0, _CLASSES, count), rng.integers(0, _CLASSES, queries)
@@ -173,10 +198,17 @@ def _evaluation_case(settings: Settings) -> Case:
 
     def scikit_learn() -> NDArray[np.float64]:
         measures = importable("sklearn.metrics", "scikit-learn")
-        distances = measures.pairwise_distances(asked.astype(np.float64), rows.astype(np.float64), metric="cosine")
-        average = [measures.average_precision_score(row_labels == y, -d) for y, d in zip(query_labels, distances)]
-        nearest = np.argsort(distances, axis=1, kind="stable")[:, :100]
-        return np.array([np.mean(average), (row_labels[nearest] == query_labels[:, None]).mean()])
+        sums = np.zeros(2)
+        for start in range(0, queries, 512):  # a matrix of all distances would take gigabytes
+            labels = query_labels[start : start + 512]
+            distances = measures.pairwise_distances(
+                asked[start : start + 512].astype(np.float64), rows.astype(np.float64), "cosine"
+            )
+            sums[0] += sum(measures.average_precision_score(row_labels == y, -d) for y, d in zip(labels, distances))
+            nearest = np.argsort(distances, axis=1, kind="stable")[:, :100]
+            sums[1] += (row_labels[nearest] == labels[:, None]).mean(axis=1).sum()
+        result: NDArray[np.float64] = sums / queries
+        return result
 
     expected: list[NDArray[np.float64]] = []
 
@@ -197,24 +229,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print every case's times side by side; exit code 3 if anything of ours was wrong."""
     parser = argparse.ArgumentParser(prog="python -m iiae_fast.bench.retrieval", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
+    parser.add_argument("--full", action="store_true", help="also the evaluation of all 12,694 queries, which takes minutes")
     parser.add_argument("--threads", type=int, default=cores(), help="of every contestant")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing, for one case")
     parser.add_argument("--seed", type=int, default=0, help="of the data")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--codes", help="a .npy file (N, D) of a trained model's codes; also IIAE_BENCH_CODES")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args(arguments)
     if options.threads < 1:
         raise InputError(f"--threads={options.threads}: accepted is a whole number of at least 1")
     settings = Settings(quick=options.quick, threads=options.threads, seed=options.seed)
+    if options.codes:
+        os.environ["IIAE_BENCH_CODES"] = options.codes
     lines: list[dict[str, Any]] = []
-    for case in cases(settings):
+    full = (_evaluation_case(settings, 12_694, 17_101) for _ in range(options.full))
+    for case in itertools.chain(cases(settings), full):
         if options.only in case.name:
             lines.append(_run(case, Plan(seconds=options.seconds)))
             if not options.json:
                 print(_line(lines[-1]), flush=True)
     if options.json:
         print(json.dumps({"device": device_name("cpu"), "threads": options.threads, "cases": lines}))
-    return 3 if any(line["refused"].get("iiae_fast") for line in lines) else 0
+    return 3 if any("iiae_fast" in line["refused"] for line in lines) else 0
 
 
 def _run(case: Case, plan: Plan) -> dict[str, Any]:
@@ -222,13 +259,14 @@ def _run(case: Case, plan: Plan) -> dict[str, Any]:
     calls: dict[str, Call] = {}
     results: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for contestant in case.contestants:
         try:
             made = contestant.make()
             call = made.call if isinstance(made, Ready) else made
             results[contestant.name] = call()
         except Unavailable as error:
-            refused[contestant.name] = str(error)
+            absent[contestant.name] = str(error)
             continue
         problem = (contestant.check or case.check)(results[contestant.name])
         if problem:
@@ -245,7 +283,14 @@ def _run(case: Case, plan: Plan) -> dict[str, Any]:
         if name != "iiae_fast" and getattr(found, "dtype", None) == np.int64
     }
     rate = case.work.flops / seconds["iiae_fast"] / 1e9 if case.work.flops and "iiae_fast" in seconds else None
-    return {"case": case.name, "seconds": seconds, "gflops": rate, "ids_unlike_ours": differ, "refused": refused}
+    return {
+        "case": case.name,
+        "seconds": seconds,
+        "gflops": rate,
+        "ids_unlike_ours": differ,
+        "refused": refused,
+        "absent": absent,
+    }
 
 
 def _line(line: dict[str, Any]) -> str:
@@ -260,7 +305,7 @@ def _line(line: dict[str, Any]) -> str:
         )
     if line["gflops"]:
         parts.append(f"{line['gflops']:.0f} GFLOP/s")
-    parts += [f"[{name}: {reason}]" for name, reason in line["refused"].items()]
+    parts += [f"[{name}: {reason}]" for name, reason in (line["refused"] | line["absent"]).items()]
     return " ".join(parts)
 
 

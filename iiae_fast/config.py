@@ -32,7 +32,7 @@ def whole(name: str, value: Any, minimum: int, maximum: int | None = None, accep
     Raises:
         ConfigError: It is not; the message ends with ``accepted``.
     """
-    accepted = accepted or f"a whole number of at least {minimum}"
+    accepted = accepted or f"a whole number {f'of at least {minimum}' if maximum is None else f'from {minimum} to {maximum:,}'}"
     _check(isinstance(value, numbers.Integral) and not isinstance(value, bool), name, value, accepted)
     number = int(value)
     _check(number >= minimum and (maximum is None or number <= maximum), name, value, accepted)

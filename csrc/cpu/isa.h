@@ -6,6 +6,8 @@
 
 #include "cpu/kernels.h"
 
+#define IIAE_INLINE __attribute__((always_inline)) inline
+#define IIAE_INLINE_LAMBDA __attribute__((always_inline))
 #define IIAE_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define IIAE_TARGET_BEGIN(features) IIAE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

@@ -49,6 +49,7 @@ struct Kernels {
   // Converts row i to float64; the squared norm for cosine (see canonical.inl).
   double (*load_row)(const Rows& rows, std::size_t i, Metric metric, double* values);
   double (*distance)(Metric metric, std::size_t dim, const double* q, double q_sq_norm, const double* x, double x_sq_norm);
+  double (*distance_to_row)(Metric metric, const Rows& rows, std::size_t i, const double* q, double q_sq_norm, double* buffer);
   // The sum of squares of the first n values of a row that load_row gave; NaN if any of its values is not finite.
   double (*check)(std::size_t n, std::size_t dim, const double* values);
   // out = x * factor - centre; returns the sum of squares.

@@ -3,11 +3,12 @@
 //   Int, Float            vectors of int32 and fp32
 //   load(p), set(i)       Int from memory; every lane i
 //   loadf, setf           the same for Float
-//   multiply_add16(s, r, q)  s + r.q over pairs of int16
+//   multiply_add16(s, r, q)  s + r.q over pairs of int16; *q is the pair of a query, which all lanes get
 //   Rows8 prepare8(r); multiply_add8(s, r, q)   s + r.q over fours of int8 (r prepared once for all queries)
 //   bias8                 whether multiply_add8 adds 128 times the sum of q as well
 //   multiply_add(s, r, q) fp32, fused or not
 //   add(a, b)             Int or Float
+//   kDoubles              how many doubles a vector of canonical.inl holds, 4 or 8
 //   convert(i), multiply(a, b), below(a, b): bit mask of the lanes where a < b
 
 #include "canonical.inl"
@@ -142,9 +143,7 @@ struct Int16Format {
   static Sum init(const QueryBound& bound) { return Ops::set(bound.init.integer); }
   static Prepared rows(const std::byte* p) { return Ops::load(p); }
   static Sum multiply_add(Sum sum, Prepared rows, const std::byte* query) {
-    std::int32_t pair;
-    std::memcpy(&pair, query, 4);
-    return Ops::multiply_add16(sum, rows, Ops::set(pair));
+    return Ops::multiply_add16(sum, rows, reinterpret_cast<const std::int32_t*>(query));
   }
   static Sum load(const std::byte* p) { return Ops::load(p); }
   static void store(std::byte* p, Sum sum) { Ops::store(p, sum); }
@@ -155,9 +154,7 @@ struct Int8Format : Int16Format {
   using Prepared = Ops::Rows8;
   static Prepared rows(const std::byte* p) { return Ops::prepare8(Ops::load(p)); }
   static Sum multiply_add(Sum sum, Prepared rows, const std::byte* query) {
-    std::int32_t four;
-    std::memcpy(&four, query, 4);
-    return Ops::multiply_add8(sum, rows, Ops::set(four));
+    return Ops::multiply_add8(sum, rows, reinterpret_cast<const std::int32_t*>(query));
   }
 };
 
@@ -179,92 +176,93 @@ struct Float32Format {
 
 inline constexpr std::size_t kVecBytes = kGroup * 4 / Ops::kVecs;
 
-// Adds the products of `steps` steps of one 16-row group and kQueries queries to sums[query][16 rows]; the first block of
-// dimensions starts them from the bounds.
-template <class F, std::size_t kQueries, bool kFirst>
-inline void accumulate(const std::byte* rows, const std::byte* queries, std::size_t steps, const QueryBound* bounds,
-                       std::byte* sums) {
-  typename F::Sum sum[kQueries][Ops::kVecs];
-  for (std::size_t q = 0; q < kQueries; ++q) {
-    for (std::size_t v = 0; v < Ops::kVecs; ++v) sum[q][v] = kFirst ? F::init(bounds[q]) : F::zero();
-  }
-  for (std::size_t step = 0; step < steps; ++step) {
-    typename F::Prepared prepared[Ops::kVecs];
-    for (std::size_t v = 0; v < Ops::kVecs; ++v) prepared[v] = F::rows(rows + v * kVecBytes);
-    for (std::size_t q = 0; q < kQueries; ++q) {
-      for (std::size_t v = 0; v < Ops::kVecs; ++v) sum[q][v] = F::multiply_add(sum[q][v], prepared[v], queries + q * 4);
-    }
-    rows += kGroup * 4;
-    queries += kQueries * 4;
-  }
-  for (std::size_t q = 0; q < kQueries; ++q) {
-    for (std::size_t v = 0; v < Ops::kVecs; ++v) {
-      std::byte* p = sums + q * kGroup * 4 + v * kVecBytes;
-      F::store(p, kFirst ? sum[q][v] : Ops::add(F::load(p), sum[q][v]));
-    }
-  }
+// Calls each(q, v) for every query of a tile and every vector of a row group, with constants: an array that is only indexed by
+// constants is kept in registers.
+template <std::size_t kQueries, class Each>
+IIAE_INLINE void for_each_sum(Each each) {
+  [&]<std::size_t... i>(std::index_sequence<i...>) IIAE_INLINE_LAMBDA {
+    (each(std::integral_constant<std::size_t, i / Ops::kVecs>(), std::integral_constant<std::size_t, i % Ops::kVecs>()), ...);
+  }(std::make_index_sequence<kQueries * Ops::kVecs>());
 }
 
-// Steps [begin, end) of one 16-row group and kQueries queries; after the last step the sums are compared with the bounds.
-// Until then, sums of queries stay in task.scratch.
-template <class F, std::size_t kQueries>
+// Steps [begin, end) of one 16-row group and kQueries queries. Sums stay in registers within a block of dimensions, and in
+// task.scratch between blocks; the first block starts them from the bounds, the last one compares them with the bounds.
+template <class F, std::size_t kQueries, bool kFirst, bool kLast>
 inline void scan_tile(const ScanTask& task, std::size_t group, std::size_t first_query, std::size_t begin, std::size_t end) {
   constexpr std::size_t kWidth = kGroup / Ops::kVecs;
   const std::byte* rows = task.strip->data.get() + (group * task.steps + begin) * kGroup * 4;
   const std::byte* queries = task.queries + (first_query * task.steps + begin * kQueries) * 4;
   const QueryBound* bounds = task.bounds + first_query;
-  std::byte* sums = task.scratch + first_query * kGroup * 4;
-  if (begin == 0) {
-    accumulate<F, kQueries, true>(rows, queries, end, bounds, sums);
-  } else {
-    accumulate<F, kQueries, false>(rows, queries, end - begin, bounds, sums);
+  std::byte* const sums = task.scratch + first_query * kGroup * 4;
+  const auto place = [&](std::size_t q, std::size_t v) { return sums + q * kGroup * 4 + v * kVecBytes; };
+  typename F::Sum sum[kQueries][Ops::kVecs];
+  for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { sum[q][v] = kFirst ? F::init(bounds[q]) : F::zero(); });
+  for (std::size_t step = begin; step < end; ++step) {
+    typename F::Prepared prepared[Ops::kVecs];
+    for_each_sum<1>([&](auto, auto v) IIAE_INLINE_LAMBDA { prepared[v] = F::rows(rows + v * kVecBytes); });
+    for_each_sum<kQueries>([&](auto q, auto v)
+                               IIAE_INLINE_LAMBDA { sum[q][v] = F::multiply_add(sum[q][v], prepared[v], queries + q * 4); });
+    rows += kGroup * 4;
+    queries += kQueries * 4;
   }
-  if (end != task.steps) return;
-  for (std::size_t q = 0; q < kQueries; ++q) {
-    const QueryBound& bound = bounds[q];
-    std::uint32_t rejected = 0;
-    for (std::size_t v = 0; v < Ops::kVecs; ++v) {
-      const std::size_t row = group * kGroup + v * kWidth;
-      const auto scaled = Ops::multiply(Ops::setf(bound.a), Ops::loadf(task.strip->inverse_scale.data() + row));
-      const auto least = Ops::multiply_add(scaled, Ops::setf(bound.b), Ops::loadf(task.strip->threshold.data() + row));
-      const auto product = F::real(F::load(sums + q * kGroup * 4 + v * kVecBytes));
-      rejected |= Ops::below(product, least) << (v * kWidth);
+  if constexpr (!kFirst) {
+    for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { sum[q][v] = Ops::add(F::load(place(q, v)), sum[q][v]); });
+  }
+  std::uint32_t passed[kQueries] = {};
+  if constexpr (kLast) {
+    const float* inverse = task.strip->inverse_scale.data() + group * kGroup;
+    const float* threshold = task.strip->threshold.data() + group * kGroup;
+    std::uint32_t any = 0;
+    for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA {
+      const auto scaled = Ops::multiply(Ops::setf(bounds[q].a), Ops::loadf(inverse + v * kWidth));
+      const auto least = Ops::multiply_add(scaled, Ops::setf(bounds[q].b), Ops::loadf(threshold + v * kWidth));
+      const std::uint32_t kept = ~Ops::below(F::real(sum[q][v]), least) & ((1u << kWidth) - 1u);
+      passed[q] |= kept << (v * kWidth);
+      any |= kept;
+    });
+    if (any == 0) return;
+  }
+  for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { F::store(place(q, v), sum[q][v]); });
+  if constexpr (kLast) {
+    for (std::size_t q = 0; q < kQueries; ++q) {
+      if (passed[q]) task.hit(task.context, first_query + q, group, passed[q], place(q, 0));
     }
-    if (rejected != 0xffffu) task.hit(task.context, first_query + q, group, ~rejected & 0xffffu, sums + q * kGroup * 4);
   }
 }
 
-// Widths of the narrower tiles that the last queries go into.
-template <class F>
-inline void scan_queries(const ScanTask& task, std::size_t group, std::size_t begin, std::size_t end) {
+// All tiles of the batch in turn; what is left over goes into narrower ones.
+template <class Tile>
+inline void for_each_tile(std::size_t query_count, Tile tile) {
   std::size_t query = 0;
-  for (; query + Ops::kTile <= task.query_count; query += Ops::kTile) scan_tile<F, Ops::kTile>(task, group, query, begin, end);
-  for (; query + Ops::kTile / 2 <= task.query_count; query += Ops::kTile / 2) {
-    scan_tile<F, Ops::kTile / 2>(task, group, query, begin, end);
-  }
-  for (; query < task.query_count; ++query) scan_tile<F, 1>(task, group, query, begin, end);
+  for (; query + Ops::kTile <= query_count; query += Ops::kTile) tile.template operator()<Ops::kTile>(query);
+  for (; query + Ops::kTile / 2 <= query_count; query += Ops::kTile / 2) tile.template operator()<Ops::kTile / 2>(query);
+  for (; query < query_count; ++query) tile.template operator()<1>(query);
 }
 
 template <class F>
 inline void scan_format(const ScanTask& task) {
   if (task.steps <= kStepsPerBlock) {
     // A tile of queries stays in the first-level cache while the strip passes.
-    std::size_t query = 0;
-    const auto pass = [&]<std::size_t kQueries>() {
-      for (; query + kQueries <= task.query_count; query += kQueries) {
-        for (std::size_t group = 0; group < task.strip->groups; ++group) {
-          scan_tile<F, kQueries>(task, group, query, 0, task.steps);
-        }
+    for_each_tile(task.query_count, [&]<std::size_t kQueries>(std::size_t query) {
+      for (std::size_t group = 0; group < task.strip->groups; ++group) {
+        scan_tile<F, kQueries, true, true>(task, group, query, 0, task.steps);
       }
-    };
-    pass.template operator()<Ops::kTile>();
-    pass.template operator()<Ops::kTile / 2>();
-    pass.template operator()<1>();
+    });
     return;
   }
   for (std::size_t group = 0; group < task.strip->groups; ++group) {
     for (std::size_t begin = 0; begin < task.steps; begin += kStepsPerBlock) {
-      scan_queries<F>(task, group, begin, begin + kStepsPerBlock < task.steps ? begin + kStepsPerBlock : task.steps);
+      const bool last = begin + kStepsPerBlock >= task.steps;
+      const std::size_t end = last ? task.steps : begin + kStepsPerBlock;
+      for_each_tile(task.query_count, [&]<std::size_t kQueries>(std::size_t query) {
+        if (begin == 0) {
+          scan_tile<F, kQueries, true, false>(task, group, query, begin, end);
+        } else if (last) {
+          scan_tile<F, kQueries, false, true>(task, group, query, begin, end);
+        } else {
+          scan_tile<F, kQueries, false, false>(task, group, query, begin, end);
+        }
+      });
     }
   }
 }
@@ -281,6 +279,6 @@ inline void scan(const ScanTask& task) {
 }
 
 inline constexpr Kernels make_kernels(const char* name, bool fast_int8) {
-  return {name,   Ops::kTile, Ops::kBias8, fast_int8,   &load_row, &canonical_distance,
+  return {name,   Ops::kTile, Ops::kBias8, fast_int8,   &load_row, &distance, &distance_to_row,
           &check, &centre,    &quantize,   &interleave, &scan};
 }

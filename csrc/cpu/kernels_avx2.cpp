@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace iiae::avx2 {
 
@@ -23,6 +24,7 @@ struct Ops {
   static constexpr std::size_t kVecs = 2;
   static constexpr std::size_t kTile = 6;  // 12 sums, 2 vectors of rows, a query and a product: all 16 registers
   static constexpr bool kBias8 = false;
+  static constexpr std::size_t kDoubles = 4;
 
   static Int load(const void* p) { return _mm256_loadu_si256(static_cast<const Int*>(p)); }
   static Float loadf(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
@@ -36,10 +38,12 @@ struct Ops {
     return sum;
   }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
-  static Int multiply_add16(Int sum, Int rows, Int query) { return add(sum, _mm256_madd_epi16(rows, query)); }
+  static Int multiply_add16(Int sum, Int rows, const std::int32_t* query) {
+    return add(sum, _mm256_madd_epi16(rows, set(*query)));
+  }
   static Rows8 prepare8(Int rows) { return {rows, _mm256_abs_epi8(rows)}; }
-  static Int multiply_add8(Int sum, Rows8 rows, Int query) {
-    const Int pairs = _mm256_maddubs_epi16(rows.magnitudes, _mm256_sign_epi8(query, rows.rows));
+  static Int multiply_add8(Int sum, Rows8 rows, const std::int32_t* query) {
+    const Int pairs = _mm256_maddubs_epi16(rows.magnitudes, _mm256_sign_epi8(set(*query), rows.rows));
     return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static Float multiply_add(Float sum, Float a, Float b) { return _mm256_fmadd_ps(a, b, sum); }

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace iiae::avx512 {
 
@@ -24,12 +25,15 @@ struct Ops : Base {
   };
   static constexpr bool kBias8 = false;
 
-  static Int multiply_add16(Int sum, Int rows, Int query) { return _mm512_add_epi32(sum, _mm512_madd_epi16(rows, query)); }
+  static Int multiply_add16(Int sum, Int rows, const std::int32_t* query) {
+    return add(sum, _mm512_madd_epi16(rows, set(*query)));
+  }
   static Rows8 prepare8(Int rows) { return {_mm512_abs_epi8(rows), _mm512_movepi8_mask(rows)}; }
-  static Int multiply_add8(Int sum, Rows8 rows, Int query) {
-    const Int signed_query = _mm512_mask_sub_epi8(query, rows.negative, _mm512_setzero_si512(), query);
+  static Int multiply_add8(Int sum, Rows8 rows, const std::int32_t* query) {
+    const Int values = set(*query);
+    const Int signed_query = _mm512_mask_sub_epi8(values, rows.negative, _mm512_setzero_si512(), values);
     const Int pairs = _mm512_maddubs_epi16(rows.magnitudes, signed_query);
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return add(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }
 };
 

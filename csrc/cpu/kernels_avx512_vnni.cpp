@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace iiae::avx512_vnni {
 
@@ -21,9 +22,16 @@ struct Ops : Base {
   // vpdpbusd takes the rows unsigned: they are shifted by 128, and 128 times the query's sum is taken off beforehand.
   static constexpr bool kBias8 = true;
 
-  static Int multiply_add16(Int sum, Int rows, Int query) { return _mm512_dpwssd_epi32(sum, rows, query); }
+  // Written out because GCC otherwise keeps two copies of every sum in the inner loop, and broadcasts the query apart.
+  static Int multiply_add16(Int sum, Int rows, const std::int32_t* query) {
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(rows), "m"(*query));
+    return sum;
+  }
   static Rows8 prepare8(Int rows) { return _mm512_xor_si512(rows, _mm512_set1_epi8(static_cast<char>(0x80))); }
-  static Int multiply_add8(Int sum, Rows8 rows, Int query) { return _mm512_dpbusd_epi32(sum, rows, query); }
+  static Int multiply_add8(Int sum, Rows8 rows, const std::int32_t* query) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(rows), "m"(*query));
+    return sum;
+  }
 };
 
 #include "cpu/kernels.inl"

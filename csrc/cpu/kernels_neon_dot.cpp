@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace iiae::neon_dot {
 
@@ -21,8 +22,8 @@ namespace {
 struct Ops : Base {
   using Rows8 = Int;
   static Rows8 prepare8(Int rows) { return rows; }
-  static Int multiply_add8(Int sum, Rows8 rows, Int query) {
-    return vdotq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(query));
+  static Int multiply_add8(Int sum, Rows8 rows, const std::int32_t* query) {
+    return vdotq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(set(*query)));
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 // Vectors that are wider than the baseline pass between the functions of this file only.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -24,6 +25,7 @@ struct Ops {
   static constexpr std::size_t kVecs = 1;
   static constexpr std::size_t kTile = 4;
   static constexpr bool kBias8 = false;
+  static constexpr std::size_t kDoubles = 4;
 
   template <class V>
   static V read(const void* p) {
@@ -48,19 +50,21 @@ struct Ops {
   static Float setf(float value) {
     return lanes([&](std::size_t) { return value; });
   }
-  static Int multiply_add16(const Int& sum, const Int& rows, const Int& query) {
+  static Int multiply_add16(const Int& sum, const Int& rows, const std::int32_t* query) {
+    const std::int32_t pair = *query;
     return lanes([&](std::size_t i) {
-      const std::int32_t low = static_cast<std::int16_t>(rows.lane[i]) * static_cast<std::int16_t>(query.lane[i]);
-      const std::int32_t high = (rows.lane[i] >> 16) * (query.lane[i] >> 16);
+      const std::int32_t low = static_cast<std::int16_t>(rows.lane[i]) * static_cast<std::int16_t>(pair);
+      const std::int32_t high = (rows.lane[i] >> 16) * (pair >> 16);
       return sum.lane[i] + (low + high);
     });
   }
   static Rows8 prepare8(const Int& rows) { return rows; }
-  static Int multiply_add8(const Int& sum, const Rows8& rows, const Int& query) {
+  static Int multiply_add8(const Int& sum, const Rows8& rows, const std::int32_t* query) {
+    const std::int32_t four = *query;
     return lanes([&](std::size_t i) {
       std::int32_t result = sum.lane[i];
       for (int byte = 0; byte < 32; byte += 8) {
-        result += static_cast<std::int8_t>(rows.lane[i] >> byte) * static_cast<std::int8_t>(query.lane[i] >> byte);
+        result += static_cast<std::int8_t>(rows.lane[i] >> byte) * static_cast<std::int8_t>(four >> byte);
       }
       return result;
     });

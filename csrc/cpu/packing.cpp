@@ -39,6 +39,7 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
   std::vector<double> lifted(problem.width());
   std::vector<std::uint32_t> group(kGroup * row_steps);
   for (std::size_t i = 0; i < strip.count; ++i) {
+    if (i + kRowsAhead < strip.count) prefetch_row(rows, strip.ids[i + kRowsAhead]);
     const double sq_norm = kernels.load_row(rows, strip.ids[i], problem.metric(), row.data());
     const Problem::Lifted found = problem.lift_row(row.data(), sq_norm, lifted.data());
     strip.offset[i] = found.offset;
@@ -72,24 +73,21 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
   }
 }
 
-std::size_t pack_rows(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, std::size_t begin,
-                      std::size_t end, std::size_t step, std::size_t threads, std::vector<Strip>& strips) {
-  const std::size_t span = strip_rows(format, problem.width()) * step;
-  const std::size_t count = (end - begin + span - 1) / span;
-  if (strips.size() < count) strips.resize(count);
-  parallel_for(count, threads, [&](std::size_t i) {
+void pack_rows(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, const Deal& deal,
+               std::size_t first, std::size_t last, std::size_t threads, std::vector<Strip>& strips) {
+  if (strips.size() < last - first) strips.resize(last - first);
+  parallel_for(last - first, threads, [&](std::size_t i) {
     strips[i].ids.clear();
-    const std::size_t last = std::min(begin + (i + 1) * span, end);
-    for (std::size_t row = begin + i * span; row < last; row += step) strips[i].ids.push_back(piece.id(row));
+    for (std::size_t row = first + i; row < deal.rows; row += deal.strips) strips[i].ids.push_back(piece.id(row));
     pack_strip(kernels, problem, format, piece.rows, strips[i]);
   });
-  return count;
 }
 
 PackedPiece::PackedPiece(const Kernels& kernels, Metric metric, const Rows& rows, std::size_t threads)
     : problem(kernels, metric, rows) {
   if (problem.width() > max_width(Format::kInt8)) throw std::invalid_argument("rows are too wide for int8");
-  pack_rows(kernels, problem, Format::kInt8, Piece{rows, 0, {}}, 0, rows.count, 1, threads, strips);
+  const Deal deal(Format::kInt8, problem.width(), rows.count);
+  pack_rows(kernels, problem, Format::kInt8, Piece{rows, 0, {}}, deal, 0, deal.strips, threads, strips);
 }
 
 PackedQueries::PackedQueries(const Kernels& kernels, const Problem& problem, Format format, const Rows& queries,

@@ -21,21 +21,32 @@ std::size_t strip_rows(Format format, std::size_t width);
 // Packs the rows that strip.ids names; everything else in the strip is written anew, in the memory that it has.
 void pack_strip(const Kernels& kernels, const Problem& problem, Format format, const Rows& rows, Strip& strip);
 
-// Packs every step-th row of [begin, end) of a piece into as many strips as it takes, and returns their number.
-std::size_t pack_rows(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, std::size_t begin,
-                      std::size_t end, std::size_t step, std::size_t threads, std::vector<Strip>& strips);
+// How the rows of a piece are dealt out to strips: of `strips` strips, strip i takes rows i, i + strips, i + 2 strips, ... So
+// every strip is a sample of the whole piece, whatever order its rows are in.
+struct Deal {
+  std::size_t rows;
+  std::size_t strips;
+
+  Deal(Format format, std::size_t width, std::size_t count)
+      : rows(count), strips((count + strip_rows(format, width) - 1) / strip_rows(format, width)) {}
+};
+
+// Packs strips [first, last) of a deal into strips[0 ...].
+void pack_rows(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, const Deal& deal,
+               std::size_t first, std::size_t last, std::size_t threads, std::vector<Strip>& strips);
 
 // Packs a piece chunk by chunk, so that packed rows stay in the last-level cache, and calls visit(strips, count) for each.
 template <class Visit>
 void for_each_chunk(const Kernels& kernels, const Problem& problem, Format format, const Piece& piece, std::size_t threads,
                     std::vector<Strip>& strips, Visit visit) {
   constexpr std::size_t kChunkBytes = 8 << 20;
-  const std::size_t span = strip_rows(format, problem.width());
-  const std::size_t bytes = span * 4 * steps(format, problem.width());
-  const std::size_t chunk = std::max<std::size_t>(1, kChunkBytes / bytes) * span;
-  for (std::size_t begin = 0; begin < piece.count(); begin += chunk) {
-    const std::size_t end = std::min(begin + chunk, piece.count());
-    visit(strips.data(), pack_rows(kernels, problem, format, piece, begin, end, 1, threads, strips));
+  const Deal deal(format, problem.width(), piece.count());
+  const std::size_t bytes = strip_rows(format, problem.width()) * 4 * steps(format, problem.width());
+  const std::size_t chunk = std::max<std::size_t>(1, kChunkBytes / bytes);
+  for (std::size_t first = 0; first < deal.strips; first += chunk) {
+    const std::size_t last = std::min(first + chunk, deal.strips);
+    pack_rows(kernels, problem, format, piece, deal, first, last, threads, strips);
+    visit(strips.data(), last - first);
   }
 }
 

@@ -19,6 +19,16 @@ struct Piece {
   std::uint32_t id(std::size_t i) const { return selected ? ids[i] : static_cast<std::uint32_t>(i); }
 };
 
+// Rows that are visited out of order are asked for this many rows earlier; the processor itself only looks ahead within a row.
+inline constexpr std::size_t kRowsAhead = 4;
+
+inline void prefetch_row(const Rows& rows, std::size_t i) {
+  constexpr std::size_t kLine = 64;
+  constexpr std::size_t kMostBytes = 512;  // the processor sees the pattern by then
+  const std::size_t bytes = rows.stride < kMostBytes ? rows.stride : kMostBytes;
+  for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(rows.row(i) + at);
+}
+
 // A query in float64.
 struct CanonicalQuery {
   std::vector<double> values;

@@ -1,5 +1,7 @@
-// Counting works on fp32 products with an error bound (see packed.h): nearly every row lies clearly between two relevant rows
-// then; the others are measured canonically. Rows clearly behind the last relevant one are not even looked at.
+// Counting works on fp32 products with an error bound (see packed.h). A histogram of their costs for every query has bins that
+// no relevant row can be in, as far as the bounds tell: rows in them are only counted, and where they rank among the relevant
+// ones is known in the end. Rows in the other bins are compared with the relevant rows nearby, canonically where the bounds
+// overlap. Rows clearly behind the last relevant one are not even looked at.
 
 #include "cpu/ranking.h"
 
@@ -12,6 +14,7 @@
 #include "cpu/piece.h"
 #include "cpu/problem.h"
 #include "cpu/search.h"
+#include "cpu/top_k.h"
 
 namespace iiae {
 
@@ -19,8 +22,9 @@ namespace {
 
 constexpr std::size_t kQueryGroup = 8;  // queries that share one conversion of a row to float64
 constexpr std::size_t kBatch = 48;      // queries of one task of a scan; a multiple of every tile
-constexpr std::size_t kBinsPerRow = 16;
+constexpr std::size_t kBinsPerRow = 8;  // relevant rows
 constexpr std::size_t kMaxBins = 1 << 16;
+constexpr std::uint32_t kNear = 1u << 31;  // of a bin: a relevant row may be in it
 
 }  // namespace
 
@@ -72,7 +76,8 @@ void Ranking::count(const Rows& rows, std::size_t start, const std::int64_t* lab
   if (collecting_) {
     collecting_ = false;
     parallel_for(queries_.count, threads_, [&](std::size_t q) {
-      std::sort(relevant_[q].begin(), relevant_[q].end());
+      std::vector<Key> scratch;
+      sort_keys(relevant_[q], scratch);
       counts_[q].assign(relevant_[q].size() + 1, 0);
     });
   }
@@ -83,45 +88,69 @@ void Ranking::count(const Rows& rows, std::size_t start, const std::int64_t* lab
   for_each_pair(rows, start, labels, false, [&](std::size_t q, Key key) { ++counts_[q][position(q, key)]; });
 }
 
-// The costs of a query's relevant rows, and a table that finds a cost's place among them.
+// The costs of a query's relevant rows, and a histogram of the costs of all rows.
 struct Ranking::Ruler {
   std::vector<double> lowest;   // a row of a lower cost comes before relevant row i,
   std::vector<double> highest;  // one of a higher cost after it
-  std::vector<std::uint32_t> first;
   double base = 0.0;
   double inverse_width = 0.0;
+  double radius = 0.0;  // estimated costs are off by at most this
+  // Rows in a bin; of a bin that a relevant row may be in, kNear | a number of relevant rows that are clearly below it.
+  std::vector<std::uint32_t> bins;
 
   void set(const Problem& problem, const std::vector<Key>& keys) {
-    lowest.clear();
-    highest.clear();
     for (const Key key : keys) {
       lowest.push_back(problem.lowest_cost(key_distance(problem.metric(), key)));
       highest.push_back(problem.highest_cost(key_distance(problem.metric(), key)));
     }
-    const std::size_t bins = std::min(kBinsPerRow * keys.size() + 2, kMaxBins);
-    first.assign(bins, 0);
-    if (keys.empty()) return;
-    base = highest.front();
-    inverse_width = static_cast<double>(bins - 2) / (highest.back() - base);
+  }
+
+  // Sets the bins up, empty.
+  void start(double error) {
+    radius = error;
+    bins.assign(std::min(kBinsPerRow * lowest.size() + 3, kMaxBins), 0);
+    const std::size_t last = bins.size() - 1;  // for rows after the last relevant one
+    base = lowest.front() - radius;
+    inverse_width = static_cast<double>(last - 1) / (highest.back() + radius - base);
     if (!std::isfinite(inverse_width)) inverse_width = 0.0;
-    for (std::size_t bin = 2; bin < bins && inverse_width > 0.0; ++bin) {
-      // Costs of this bin lie above the start of the one before.
-      const double above = base + static_cast<double>(bin - 1) / inverse_width;
-      first[bin] = static_cast<std::uint32_t>(std::lower_bound(highest.begin(), highest.end(), above) - highest.begin());
+    bins[0] = kNear;  // rows without a bound come here too
+    std::size_t next = 1;
+    for (std::size_t i = 0; i < lowest.size(); ++i) {
+      next = std::max(next, bin(lowest[i] - radius));
+      for (const std::size_t end = bin(highest[i] + radius) + 1; next < end; ++next) mark(next, i);
     }
   }
 
-  // How many relevant rows come before one of at least this cost, as far as the bound tells.
-  std::size_t before(double cost) const {
-    const double bin = (cost - base) * inverse_width;
-    const std::size_t last = first.size() - 1;
-    std::size_t i = bin >= static_cast<double>(last) ? first[last] : bin > 0.0 ? first[static_cast<std::size_t>(bin)] : 0;
-    while (i > 0 && highest[i - 1] >= cost) --i;  // where all costs agree in nearly all digits, bins are blurred
-    const std::size_t nearby = std::min(i + 8, highest.size());
-    while (i < nearby && highest[i] < cost) ++i;
-    if (i < nearby || i == highest.size()) return i;
-    return static_cast<std::size_t>(std::lower_bound(highest.begin() + static_cast<std::ptrdiff_t>(i), highest.end(), cost) -
-                                    highest.begin());
+  // Rows of costs between these are to be looked at one by one.
+  void look_at(double from, double to) {
+    const std::size_t first = bin(from - radius);
+    const auto clear = [&](double cost) { return bin(cost + radius) < first; };
+    const auto end = std::partition_point(highest.begin(), highest.end(), clear);
+    for (std::size_t i = first; i <= bin(to + radius); ++i) {
+      if (!(bins[i] & kNear)) mark(i, static_cast<std::size_t>(end - highest.begin()));
+    }
+  }
+
+  void mark(std::size_t bin, std::size_t relevant_below) { bins[bin] = kNear | static_cast<std::uint32_t>(relevant_below); }
+
+  std::size_t bin(double cost) const { return static_cast<std::size_t>(place(cost)); }
+
+  // The bin of a cost, written so that compilers compute many at once; NaN goes to 0.
+  std::int32_t place(double cost) const {
+    const double scaled = (cost - base) * inverse_width;
+    const double most = static_cast<double>(bins.size() - 1);
+    const double positive = scaled > 0.0 ? scaled : 0.0;
+    return static_cast<std::int32_t>(positive < most ? positive : most);
+  }
+
+  // Adds what the bins counted to counts[i], the rows between relevant rows i - 1 and i.
+  void add_to(std::vector<std::int64_t>& counts) const {
+    std::size_t relevant = 0;
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+      if (bins[i] == 0 || bins[i] & kNear) continue;
+      while (relevant < highest.size() && bin(highest[relevant] + radius) < i) ++relevant;
+      counts[relevant] += bins[i];
+    }
   }
 };
 
@@ -129,12 +158,14 @@ struct Ranking::Ruler {
 struct Ranking::Counting {
   Ranking& ranking;
   const Kernels& table;
+  const Problem& problem;
   const Rows& rows;
   std::size_t start;
   const std::int64_t* labels;
   const std::uint32_t* which;  // the queries of the batch
   std::vector<Ruler> rulers;
-  std::vector<PackedQueries::Scale> scales;
+  std::vector<CanonicalQuery> queries;
+  const PackedQueries::Scale* scales = nullptr;  // for the strip at hand
   const Strip* strip = nullptr;
   std::vector<double> row;
 
@@ -144,37 +175,56 @@ struct Ranking::Counting {
 
   void hit(std::size_t query, std::size_t group, std::uint32_t mask, const float* sums) {
     const PackedQueries::Scale& scale = scales[query];
-    const Ruler& ruler = rulers[query];
-    const std::size_t q = which[query];
-    auto& counts = ranking.counts_[q];
+    Ruler& ruler = rulers[query];
     const std::size_t begin = group * kGroup;
     const std::size_t size = std::min(kGroup, strip->count - begin);
-    double lowest[kGroup];
-    double highest[kGroup];
+    double middle[kGroup];
+    std::int32_t place[kGroup];
     for (std::size_t i = 0; i < size; ++i) {
-      const double unit = scale.unit * strip->scale[begin + i];
-      const double middle = scale.offset + strip->offset[begin + i] - unit * (sums[i] - scale.init);
-      const double radius = unit * scale.error + scale.slack;
-      lowest[i] = middle - radius;
-      highest[i] = middle + radius;
+      middle[i] = scale.offset + strip->offset[begin + i] - scale.unit * strip->scale[begin + i] * (sums[i] - scale.init);
+      place[i] = ruler.place(middle[i]);
     }
     for (std::size_t i = 0; i < size; ++i) {
-      const std::size_t id = strip->ids[begin + i];
-      if (!(mask >> i & 1u) || labels[id] == ranking.labels_[q] || ranking.excludes(q, start + id)) continue;
-      std::size_t place = ruler.before(lowest[i]);
-      // NaN, of a row that has no bound, fails this too.
-      const bool clear = place == ruler.lowest.size() ? lowest[i] > ruler.highest.back() : highest[i] < ruler.lowest[place];
-      if (!clear) place = ranking.position(q, measure(q, id));
-      ++counts[place];
+      if (!(mask >> i & 1u)) continue;
+      std::uint32_t& bin = ruler.bins[static_cast<std::size_t>(place[i])];
+      if (bin & kNear) {
+        compare(query, begin + i, middle[i], bin & ~kNear);
+      } else {
+        ++bin;
+      }
     }
   }
 
-  Key measure(std::size_t q, std::size_t id) {
-    const CanonicalQuery query(table, ranking.metric_, ranking.queries_, q);
-    const double sq_norm = table.load_row(rows, id, ranking.metric_, row.data());
+  // Counts a row that may lie near a relevant one; the first `below` relevant rows come before it.
+  void compare(std::size_t query, std::size_t row_of_strip, double middle, std::size_t below) {
+    const std::size_t q = which[query];
+    const std::size_t id = strip->ids[row_of_strip];
+    if (labels[id] == ranking.labels_[q] || ranking.excludes(q, start + id)) return;
+    const PackedQueries::Scale& scale = scales[query];
+    const Ruler& ruler = rulers[query];
+    const double radius = scale.unit * strip->scale[row_of_strip] * scale.error + scale.slack;
+    while (below < ruler.highest.size() && ruler.highest[below] < middle - radius) ++below;
+    // NaN, of a row that has no bound, fails this.
+    const bool clear = below == ruler.lowest.size() || middle + radius < ruler.lowest[below];
+    ++ranking.counts_[q][clear ? below : ranking.position(q, measure(query, id))];
+  }
+
+  Key measure(std::size_t query, std::size_t id) {
+    const CanonicalQuery& canonical = queries[query];
     const double distance =
-        table.distance(ranking.metric_, row.size(), query.values.data(), query.sq_norm, row.data(), sq_norm);
+        table.distance_to_row(ranking.metric_, rows, id, canonical.values.data(), canonical.sq_norm, row.data());
     return make_key(ranking.metric_, distance, start + id);
+  }
+
+  // A row that the query excludes must not be counted.
+  void leave_out_excluded(std::size_t query) {
+    const std::int64_t* exclude = ranking.exclude_;
+    const std::size_t q = which[query];
+    if (!exclude || exclude[q] < static_cast<std::int64_t>(start)) return;
+    const std::size_t id = static_cast<std::size_t>(exclude[q]) - start;
+    if (id >= rows.count) return;
+    const float distance = key_distance(ranking.metric_, measure(query, id));
+    rulers[query].look_at(problem.lowest_cost(distance), problem.highest_cost(distance));
   }
 };
 
@@ -193,27 +243,32 @@ void Ranking::count_by_scan(const Rows& rows, std::size_t start, const std::int6
       const std::size_t first = batch * kBatch;
       const std::size_t size = std::min(kBatch, which.size() - first);
       const PackedQueries queries(table, problem, kFormat, queries_, which, first, size);
-      std::vector<QueryBound> bounds(size);
-      const AlignedBytes scratch(size * kGroup * 4);
-      Counting counting{*this,
-                        table,
-                        rows,
-                        start,
-                        labels,
-                        which.data() + first,
-                        std::vector<Ruler>(size),
-                        std::vector<PackedQueries::Scale>(size),
-                        nullptr,
-                        std::vector<double>(rows.dim)};
-      for (std::size_t q = 0; q < size; ++q) counting.rulers[q].set(problem, relevant_[which[first + q]]);
-      for (const Strip* strip = chunk; strip != chunk + count; ++strip) {
-        counting.strip = strip;
-        for (std::size_t q = 0; q < size; ++q) {
-          queries.bound(q, *strip, counting.rulers[q].highest.back(), bounds[q], counting.scales[q]);
+      Counting counting{*this, table, problem, rows, start, labels, which.data() + first, std::vector<Ruler>(size), {}};
+      counting.row.resize(rows.dim);
+      std::vector<QueryBound> bounds(count * size);
+      std::vector<PackedQueries::Scale> scales(count * size);
+      for (std::size_t q = 0; q < size; ++q) {
+        counting.queries.emplace_back(table, metric_, queries_, which[first + q]);
+        Ruler& ruler = counting.rulers[q];
+        ruler.set(problem, relevant_[which[first + q]]);
+        double radius = 0.0;
+        for (std::size_t i = 0; i < count; ++i) {
+          PackedQueries::Scale& scale = scales[i * size + q];
+          queries.bound(q, chunk[i], ruler.highest.back(), bounds[i * size + q], scale);
+          // The slack a second time: for the rounding of the bins.
+          radius = std::max(radius, scale.unit * chunk[i].scale_unit * scale.error + 2.0 * scale.slack);
         }
-        table.scan({strip, kFormat, queries.steps(), queries.data(), size, bounds.data(), &Counting::on_hit, &counting,
-                    scratch.get()});
+        ruler.start(radius);
+        counting.leave_out_excluded(q);
       }
+      const AlignedBytes scratch(size * kGroup * 4);
+      for (std::size_t i = 0; i < count; ++i) {
+        counting.strip = chunk + i;
+        counting.scales = scales.data() + i * size;
+        table.scan({chunk + i, kFormat, queries.steps(), queries.data(), size, bounds.data() + i * size, &Counting::on_hit,
+                    &counting, scratch.get()});
+      }
+      for (std::size_t q = 0; q < size; ++q) counting.rulers[q].add_to(counts_[which[first + q]]);
     });
   });
 }

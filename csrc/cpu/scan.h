@@ -1,9 +1,9 @@
 // The certified scan: low-precision products of all pairs, canonical distances of the few that can still enter the top k.
 #pragma once
 
+#include <optional>
 #include <vector>
 
-#include "cpu/brute_force.h"
 #include "cpu/filter.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
@@ -12,9 +12,9 @@
 
 namespace iiae {
 
-// Does what brute_force does for the queries that are named, in less time. `packed` holds the rows of the piece in int8
-// already, or is null.
-void certified_scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries,
+// Does what brute_force does for the queries that are named, in less time. Without a format, int8 or int16 is chosen by what it
+// costs on this data. `packed` holds the rows of the piece in int8 already, or is null; it is used if int8 is.
+void certified_scan(const Kernels& kernels, std::optional<Format> format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
                     std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best);
 

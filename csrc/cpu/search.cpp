@@ -80,7 +80,8 @@ void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, c
   const bool short_list = k_ <= rows.count / kScanShare;
   if (packed && (!automatic || (short_list && (table.fast_int8 || queries_.count <= kPackedQueries)))) {
     const Piece piece{rows, start, {}};
-    certified_scan(table, Format::kInt8, metric_, queries_, which, piece, filter, k_, threads_, packed, best_);
+    const auto format = automatic ? std::nullopt : std::optional(Format::kInt8);
+    certified_scan(table, format, metric_, queries_, which, piece, filter, k_, threads_, packed, best_);
     return;
   }
   Filter remaining = filter;
@@ -91,7 +92,10 @@ void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, c
     brute_force(table, metric_, queries_, which, piece, remaining, k_, threads_, best_);
     return;
   }
-  const Format format = method == Method::kInt8 ? Format::kInt8 : method == Method::kInt16 ? Format::kInt16 : Format::kFloat32;
+  std::optional<Format> format;
+  if (!automatic) {
+    format = method == Method::kInt8 ? Format::kInt8 : method == Method::kInt16 ? Format::kInt16 : Format::kFloat32;
+  }
   certified_scan(table, format, metric_, queries_, which, piece, remaining, k_, threads_, nullptr, best_);
 }
 

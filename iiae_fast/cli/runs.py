@@ -26,18 +26,19 @@ def open_model(run_dir: Path, device: str = "auto", threads: int | None = None) 
 
     Raises:
         CheckpointError: There is none, or its files are truncated or altered.
-        InputError: No such device on this machine, or a number of threads below 1.
+        InputError: No such device on this machine, or a number of threads below 1 or above 4,096.
     """
     if not run_dir.is_dir():
         raise CheckpointError(f"{run_dir}: no such run directory")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads {threads}: accepted is a whole number of at least 1")
     import torch
 
     from iiae_fast.model import load
+    from iiae_fast.retrieval.inputs import MAX_THREADS
     from iiae_fast.training.setup import pick_device
 
     if threads is not None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"--threads {threads}: accepted is a whole number from 1 to {MAX_THREADS:,}")
         torch.set_num_threads(threads)
     return load(run_dir, device=pick_device(device))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from iiae_fast import _C
 from iiae_fast.errors import InputError
-from iiae_fast.retrieval.inputs import Rows
+from iiae_fast.retrieval.inputs import Rows, check_values
 
 DEFAULT_MEMORY_LIMIT = 128 << 20
 _PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
@@ -85,7 +85,7 @@ class Database:
         database._memory_limit, database._mapped = DEFAULT_MEMORY_LIMIT, None
         database._pieces, database._count = [rows.array], len(rows)
         database._packed, database._recurs, database._few_queries = [None], True, 0
-        _C.validate(rows.array, database.engine_dtype, "cosine", "database", 0, threads)
+        check_values(rows.array, database.engine_dtype, "cosine", "database", 0, threads)
         return database
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class Database:
 
     def _append(self, rows: Rows, threads: int, copy: bool) -> None:
         array = np.require(rows.array, requirements=["C", "A"])
-        _C.validate(array, rows.dtype, self.metric, "database", self._count, threads)
+        check_values(array, rows.dtype, self.metric, "database", self._count, threads)
         if self.metric.startswith("gaussian"):
             array = _C.lift(array, rows.dtype, self.metric, threads)
         elif copy and np.may_share_memory(array, rows.array):
@@ -148,7 +148,7 @@ class Database:
         step = max(1, self._memory_limit // bytes_per_row)
         for start in range(0, self._count, step):
             array = np.require(mapped[start : start + step], requirements=["C", "A"])
-            _C.validate(array, self.dtype, self.metric, "database", start, threads)
+            check_values(array, self.dtype, self.metric, "database", start, threads)
             if self.metric.startswith("gaussian"):
                 array = _C.lift(array, self.dtype, self.metric, threads)
             yield Block(start, array, self.engine_dtype)

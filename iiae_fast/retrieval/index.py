@@ -29,6 +29,7 @@ from iiae_fast.retrieval.inputs import (
     as_rows,
     as_threads,
     check_metric,
+    check_values,
     like_queries,
 )
 
@@ -184,7 +185,7 @@ def engine_queries(queries: Rows, database: Database, threads: int) -> tuple[NDA
     if queries.dim != database.dim:
         raise InputError(f"queries have {queries.dim} columns; the database has {database.dim}")
     array = np.require(queries.array, requirements=["C", "A"])
-    _C.validate(array, queries.dtype, database.metric, "queries", 0, threads)
+    check_values(array, queries.dtype, database.metric, "queries", 0, threads)
     if database.metric.startswith("gaussian"):
         return _C.lift(array, queries.dtype, database.metric, threads), "float64"
     return array, queries.dtype

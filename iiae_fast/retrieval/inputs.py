@@ -14,6 +14,7 @@ __all__ = [
     "as_rows",
     "as_threads",
     "check_metric",
+    "check_values",
     "like_queries",
 ]
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_fast import _C
 from iiae_fast.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ else:
 Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussian_kl", "gaussian_w2"]
 METRICS: tuple[str, ...] = get_args(Metric)
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
+MAX_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _to_numpy(values: object, name: str) -> tuple[NDArray[Any], str, Any]:
 
 
 def as_rows(values: object, name: str, metric: str) -> Rows:
-    """Check shape and dtype of a matrix of rows. Values are checked by the engine (``_C.validate``).
+    """Check shape and dtype of a matrix of rows. Values are checked by ``check_values``.
 
     Args:
         values: ``(count, dim)`` array or tensor of fp32, fp16, bf16, fp64, uint8 or int8, or the path of a ``.npy`` file.
@@ -119,6 +122,26 @@ def as_rows(values: object, name: str, metric: str) -> Rows:
     return Rows(array, dtype, device)
 
 
+def check_values(array: NDArray[Any], dtype: str, metric: str, name: str, start: int, threads: int) -> None:
+    """Refuse rows that have no distances: NaN, infinity, or too large a norm.
+
+    Args:
+        array: ``(count, dim)``, contiguous in its last dimension; bfloat16 as uint16.
+        dtype: Its true dtype.
+        metric: Decides which norms are too large (see ``FlatIndex``).
+        name: What the error message calls the array.
+        start: What it calls the first row.
+        threads: At most this many are used.
+
+    Raises:
+        InputError: Naming the first bad row, what is wrong with it and what is accepted.
+    """
+    try:
+        _C.validate(array, dtype, metric, name, start, threads)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def as_count(value: object, name: str) -> int:
     """A whole number of at least 1."""
     try:
@@ -131,13 +154,16 @@ def as_count(value: object, name: str) -> int:
 
 
 def as_threads(threads: int | None) -> int:
-    """The given number, else ``IIAE_NUM_THREADS``, else the number of cores this process may run on."""
+    """The given number, else ``IIAE_NUM_THREADS``, else the number of cores this process may run on; at most 4,096."""
+    accepted = f"accepted is a whole number from 1 to {MAX_THREADS:,}"
     if threads is not None:
-        return as_count(threads, "threads")
+        if not 1 <= as_count(threads, "threads") <= MAX_THREADS:
+            raise InputError(f"threads={threads}: {accepted}")
+        return int(threads)
     text = os.environ.get("IIAE_NUM_THREADS")
     if text is not None:
-        if not text.strip().isdecimal() or int(text) < 1:
-            raise InputError(f"IIAE_NUM_THREADS={text!r}: accepted is a whole number of at least 1")
+        if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_THREADS:
+            raise InputError(f"IIAE_NUM_THREADS={text!r}: {accepted}")
         return int(text)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -41,12 +41,12 @@ class ShardedIndex:
         *,
         threads: int | None = None,
     ) -> None:
-        check_metric(metric)
         self.metric = metric
         self._group = process_group
         self._index: FlatIndex | None = None
         error, form, count = "", None, 0
         try:
+            check_metric(metric)
             rows = as_rows(local_rows, "local_rows", metric)
             form, count = (rows.dim, rows.dtype, metric), len(rows)
             if count:

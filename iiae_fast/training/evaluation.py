@@ -89,6 +89,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Cross-domain retrieval with the shared codes, and the leak report: the same with the exclusive codes stays at chance.
 
+    It takes as many threads as torch does (``torch.set_num_threads``).
+
     Args:
         model: On any device.
         dataset: Pairs, or a gallery of features that are ranked by class alone.
@@ -112,10 +114,10 @@ def evaluate(
     codes = encode(model, dataset)
     result: dict[str, Any] = {"chance": 1 / count, "pairs": count}
     for name, x, y in (("shared", codes.shared_x, codes.shared_y), ("exclusive", codes.exclusive_x, codes.exclusive_y)):
-        recalls = dict(retrieval.paired_recall(x, y, 1, metric))
+        recalls = dict(retrieval.paired_recall(x, y, 1, metric, threads=torch.get_num_threads()))
         for k in ks:
             if k != 1:
-                found = retrieval.paired_recall(x, y, min(k, count), metric)
+                found = retrieval.paired_recall(x, y, min(k, count), metric, threads=torch.get_num_threads())
                 recalls |= {f"{direction}@{k}": value for direction, value in found.items()}
         result[name] = recalls
         if model.config.family == "feature" and codes.labels is not None:
@@ -159,8 +161,8 @@ def validate(
         unknown = {"x_to_y": math.nan, "y_to_x": math.nan}
         return Validation(unknown, unknown, means)
     return Validation(
-        shared=retrieval.paired_recall(codes.shared_x, codes.shared_y),
-        exclusive=retrieval.paired_recall(codes.exclusive_x, codes.exclusive_y),
+        shared=retrieval.paired_recall(codes.shared_x, codes.shared_y, threads=torch.get_num_threads()),
+        exclusive=retrieval.paired_recall(codes.exclusive_x, codes.exclusive_y, threads=torch.get_num_threads()),
         losses=means,
     )
 
@@ -196,7 +198,8 @@ def _by_class(x: Float32, y: Float32, x_labels: np.ndarray, y_labels: np.ndarray
     result: dict[str, dict[str, float]] = {}
     for direction, (queries, database, query_labels, database_labels) in sides.items():
         ks = (100,) if len(database) >= 100 else (1,)
-        found = retrieval.evaluate(queries, database, query_labels, database_labels, metric=metric, ks=ks)
+        threads = torch.get_num_threads()
+        found = retrieval.evaluate(queries, database, query_labels, database_labels, metric=metric, ks=ks, threads=threads)
         result[direction] = {name: found[name] for name in ("map@all", "precision@100") if name in found}
     return result
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from iiae_fast import data
 from iiae_fast.config import Preset, TrainingOptions, whole
 from iiae_fast.model import IIAE
+from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.training import setup
 from iiae_fast.training.costs import step_flops
 from iiae_fast.training.graph import GraphedStep
@@ -98,7 +99,7 @@ def profile(
     options = setup.settle_options(options or TrainingOptions(), preset, target, None)
     splits = data.load(preset.data)
     setup.check_data(preset, splits, None, options)
-    threads = torch.get_num_threads() if threads is None else whole("threads", threads, 1)
+    threads = torch.get_num_threads() if threads is None else whole("threads", threads, 1, MAX_THREADS)
     devices = [target] if target.type == "cuda" else []
     with setup.torch_threads(threads), setup.determinism(options.deterministic, target), torch.random.fork_rng(devices):
         model = IIAE(preset.model, backend=backend).to(target).train()

@@ -20,6 +20,7 @@ from iiae_fast.config import Preset, TrainingOptions, whole
 from iiae_fast.data import Splits, draws
 from iiae_fast.errors import ConfigError, NonFiniteLossError, OutOfMemoryError
 from iiae_fast.model import IIAE
+from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.storage import save_json
 from iiae_fast.training import setup
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
@@ -119,7 +120,7 @@ def train(
             raise ConfigError(f"{name}={value!r}: accepted is a number of seconds of at least 0")
     log_every = whole("log_every", log_every, 1)
     if threads is not None:
-        threads = whole("threads", threads, 1)
+        threads = whole("threads", threads, 1, MAX_THREADS)
     run_dir = Path(run_dir)
     target = setup.pick_device(device)
     setup.check_backend(backend, target)

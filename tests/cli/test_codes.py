@@ -66,6 +66,7 @@ class TestEmbedAndSearch:
             (("test", "--batch-size", "0"), "--batch-size 0"),
             (("test", "--out", "codes.csv"), "--out codes.csv"),
             (("test", "--threads", "0"), "--threads 0"),
+            (("test", "--threads", "1000000000000"), "--threads 1000000000000: accepted is a whole number from 1 to 4,096"),
         ],
     )
     def test_bad_options_are_refused(
@@ -108,12 +109,19 @@ class TestEmbedAndSearch:
         found = output_of(capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "2", "--exclude-self")
         assert found == {"distances": [[1.0, None], [1.0, None]], "indices": [[1, -1], [0, -1]]}
 
+    def test_values_without_distances_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        np.save(tmp_path / "d.npy", np.full((3, 2), 1e30, np.float32))
+        assert "queries row 0 has a squared norm of 2e+60" in refuse(
+            capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "1"
+        )
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
             (("--k", "0"), "k=0"),
             (("--k", "11"), "k=11"),
             (("--threads", "0"), "threads=0"),
+            (("--threads", "1000000000000"), "threads=1000000000000: accepted is a whole number from 1 to 4,096"),
             (("--out", "x.npy"), "--out x.npy"),
         ],
     )

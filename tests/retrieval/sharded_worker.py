@@ -33,7 +33,11 @@ def worker(rank: int, world: int, split: list[int], rendezvous: str, results: mu
             tuple(values.numpy() for values in index.search(torch.from_numpy(queries), 3)),
         ]
     errors = []
-    for bad in (lambda: ShardedIndex(np.full((3, 4), np.nan if rank else 1.0)), lambda: index.search(queries, 42)):
+    for bad in (
+        lambda: ShardedIndex(np.full((3, 4), np.nan if rank else 1.0)),
+        lambda: ShardedIndex(mine, metric="l3" if rank else "cosine"),  # where all ranks wait for each other
+        lambda: index.search(queries, 42),
+    ):
         try:
             bad()
         except ValueError as error:

@@ -91,6 +91,26 @@ def test_exclude_self() -> None:
     assert evaluate(x, x, labels, labels, ks=(1,))["recall@1"] == 1
 
 
+@pytest.mark.parametrize("spread", [1e-9, 1.0])
+def test_excluded_rows_are_not_counted_by_a_scan(spread: float) -> None:
+    """A scan counts most rows unseen: it must find the excluded ones, of any label and at any rank, ties included."""
+    rng = np.random.default_rng(5)
+    x = (1 + spread * np.rint(2 * rng.normal(size=(400, 4)))).astype(np.float64)
+    q = (1 + spread * np.rint(2 * rng.normal(size=(30, 4)))).astype(np.float64)
+    row_labels, query_labels = rng.integers(0, 4, 400), rng.integers(0, 4, 30)
+    excluded = rng.integers(-1, 400, 30)
+    excluded[:3] = search(q[:3], x, 2).indices[:, 1]
+    found = []
+    try:
+        for method in ("brute_force", "float32"):
+            _C.select_method(method)
+            found.append(evaluate(q, x, query_labels, row_labels, ks=(1, 5, 100), exclude=excluded))
+    finally:
+        _C.select_method("auto")
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+    assert found[0] != evaluate(q, x, query_labels, row_labels, ks=(1, 5, 100))
+
+
 def test_torch_inputs() -> None:
     x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 3

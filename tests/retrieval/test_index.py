@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiae_fast.errors import CheckpointError
+from iiae_fast.errors import CheckpointError, InputError
 from iiae_fast.retrieval import METRICS, FlatIndex, search
 
 
@@ -219,7 +219,8 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("call", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
 def test_refusals(call: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    """All are InputErrors, what the engine finds in the values too: the command line tells those from bugs by their type."""
+    with pytest.raises(InputError, match=message):
         call()
 
 
@@ -242,9 +243,12 @@ def test_refused_add_leaves_the_index_alone() -> None:
 def test_number_of_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IIAE_NUM_THREADS", "3")
     assert search(ROWS, ROWS, 1).indices[4, 0] == 4
-    monkeypatch.setenv("IIAE_NUM_THREADS", "many")
-    with pytest.raises(ValueError, match="IIAE_NUM_THREADS='many'"):
-        search(ROWS, ROWS, 1)
+    for text in ("many", "0", "1000000000000"):
+        monkeypatch.setenv("IIAE_NUM_THREADS", text)
+        with pytest.raises(ValueError, match=f"IIAE_NUM_THREADS='{text}'"):
+            search(ROWS, ROWS, 1)
+    with pytest.raises(ValueError, match="threads=4097: accepted is a whole number from 1 to 4,096"):
+        search(ROWS, ROWS, 1, threads=4097)
 
 
 def test_works_without_torch() -> None:

@@ -26,9 +26,10 @@ def test_two_processes(tmp_path: Path, split: list[int]) -> None:
     rows, queries = make()
     mask = np.random.default_rng(1).random((6, 41)) < 0.4
     for _, found, errors in gathered:
-        assert len(errors) == 2
+        assert len(errors) == 3
         assert "rank 1: database row 0 holds NaN" in errors[0]
-        assert "k=42" in errors[1]
+        assert "rank 1: metric='l3'" in errors[1]
+        assert "k=42" in errors[2]
         for metric in METRICS:
             index = FlatIndex(rows, metric)
             expected = [

@@ -100,11 +100,6 @@ def test_a_signal_handler_prints_nothing() -> None:
     assert said[0].startswith("SIGINT: finishing")
 
 
-def test_features_have_no_image_size() -> None:
-    with pytest.raises(ConfigError, match="image_size=32: sketchy has features, no images"):
-        presets.get("sketchy", image_size=32)
-
-
 @pytest.mark.parametrize("name", ["facades", "maps", "cars"])
 def test_presets_without_a_published_validation_keep_all_training_pairs(name: str) -> None:
     assert presets.get(name).data.valid_fraction == 0

@@ -301,6 +301,7 @@ def test_labels_must_fit_the_classifier(tmp_path: Path, feature_splits: Splits) 
         ({"device": "tpu"}, "device='tpu'"),
         ({"device": "cuda:99"}, "device='cuda:99': no such CUDA device"),
         ({"threads": 0}, "threads=0"),
+        ({"threads": 10**12}, "threads=1000000000000: accepted is a whole number from 1 to 4,096"),
         ({"log_every": 0}, "log_every=0"),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds=-1.0"),
         ({"stop_after": float("nan")}, "stop_after=nan"),
