@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iiae_fast import kernels
 from iiae_fast.bench import elbo, iiae_latents, reconstruction
+from iiae_fast.bench.ops import inductor_metrics
 from iiae_fast.kernels._registry import record_launches
 from iiae_fast.kernels.elbo import backward as elbo_backward
 from iiae_fast.kernels.elbo import forward as elbo_forward
@@ -75,7 +76,7 @@ def _plain_loss(heads: iiae_latents.Heads, images: list[Tensor]) -> Tensor:
 def _our_loss(heads: iiae_latents.Heads, images: list[Tensor]) -> Tensor:
     *codes, kl = kernels.iiae_latents(*heads, seed=0, backend="reference")
     losses = kernels.reconstruction((images[0], images[1]), (images[2], images[3]), "laplace", "tanh", backend="reference")
-    bound = kernels.elbo(*losses, kl, elbo.WEIGHTS, step=1000, annealing_steps=25000.0, backend="reference")
+    bound = kernels.elbo(*losses, kl, elbo.WEIGHTS, step=1000, annealing_steps=elbo.STEPS, backend="reference")
     return _with_codes(bound.total, codes)
 
 
@@ -92,11 +93,7 @@ def _operators(loss: Callable[[], Tensor], heads: iiae_latents.Heads) -> int:
 
 
 def _inductor_kernels(heads: iiae_latents.Heads, images: list[Tensor]) -> int:
-    from torch._inductor import config, metrics
-
-    torch._dynamo.reset()
-    metrics.reset()
-    with config.patch(force_disable_caches=True):
+    with inductor_metrics() as metrics:
         loss = torch.compile(lambda: _plain_loss(heads, images))()
         torch.autograd.grad(loss, heads)
     return int(metrics.generated_kernel_count)
@@ -111,9 +108,9 @@ def _triton_launches() -> tuple[int, int]:
     with record_launches() as forward:
         *codes, kl = latents_forward.launcher(*heads, seed)
         loss, gradient, loss_2, gradient_2 = reconstruction_forward.launcher(*images, *options)
-        total, _ = elbo_forward.launcher(loss, loss_2, kl, seed, list(elbo.WEIGHTS), 25000.0)
+        total, _ = elbo_forward.launcher(loss, loss_2, kl, seed, list(elbo.WEIGHTS), elbo.STEPS)
     with record_launches() as backward:
-        elbo_backward.launcher(total, None, seed, 8, list(elbo.WEIGHTS), 25000.0)
+        elbo_backward.launcher(total, None, seed, 8, list(elbo.WEIGHTS), elbo.STEPS)
         scale_gradients.launcher(gradient, loss, gradient_2, loss_2)
         latents_backward.launcher(*codes, kl, *heads, seed, [True] * 5)
     return len(forward), len(backward)

@@ -58,7 +58,7 @@ def touch(out: Path, toy: bool) -> int:
     device = "cpu" if toy else "cuda"
     backend = "reference" if toy else "triton"
 
-    weights = kernels.ElboWeights(1.2, 1.2, 0.2, 1.0)
+    weights, step = kernels.ElboWeights(1.2, 1.2, 0.2, 1.0), torch.tensor(3, device=device)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device).requires_grad_()
@@ -77,7 +77,6 @@ def touch(out: Path, toy: bool) -> int:
                 activation=activation,
                 backend=backend,
             )
-            step = torch.tensor(3, device=device)
             bound = kernels.elbo(*losses, latents.kl, weights, step=step, annealing_steps=100.0, backend=backend)
             (2 * bound.total).backward(retain_graph=True)  # type: ignore[no-untyped-call]
         z, kl = kernels.reparameterize(shared[0], shared[1], seed=2, backend=backend)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Operation", "compiled", "contestants", "dtype_name", "noise_problem", "relative_error", "wrong"]
+__all__ = ["Operation", "compiled", "contestants", "dtype_name", "inductor_metrics", "noise_problem", "relative_error", "wrong"]
 
 import shutil
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -64,6 +67,18 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], settings: Settings) ->
     torch._dynamo.reset()
     result: Callable[..., tuple[Tensor, ...]] = torch.compile(function, fullgraph=True, dynamic=False)
     return result
+
+
+@contextmanager
+def inductor_metrics() -> Iterator[ModuleType]:
+    """Inductor's own counters, from zero, of what is compiled meanwhile; caches are off, for what they hold is not counted."""
+    from torch._inductor import config, metrics
+
+    torch._dynamo.reset()
+    metrics.reset()
+    with config.patch(force_disable_caches=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that caches are off
+        yield metrics
 
 
 def _call(operation: Operation, forward: Callable[[], tuple[Tensor, ...]]) -> Call:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from iiae_fast.bench.document import Block, Heading, Paragraph, Table
 from iiae_fast.bench.environment import cores, describe_run
 from iiae_fast.bench.registry import Settings, Unavailable
 from iiae_fast.bench.results import Results, Writer
+
+_Show = Callable[[dict[str, Any]], list[Block]]
 
 
 def _resources(settings: Settings) -> dict[str, Any]:
@@ -75,22 +77,26 @@ def gather(settings: Settings, writer: Writer) -> None:
 
 def blocks(results: Results) -> list[Block]:
     """The report's section; nothing when no fact was gathered."""
-    page: list[Block] = []
-    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _show_resources)):
-        value = results.fact(name)
-        if value is not None:
-            page += [Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value)
+    page = [
+        block
+        for name, value, show in _found(results, _show_resources)
+        for block in ([Paragraph(f"{name}: {value['missing']}.")] if "missing" in value else show(value))
+    ]
     return [Heading("Counted without a GPU"), *page] if page else []
 
 
 def summary(results: Results) -> list[Block]:
-    """The section in short, for documents: the machine code as one row for each kernel."""
-    page: list[Block] = []
-    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", _summarize_resources)):
+    """The section in short, for documents: the machine code as one row for each kernel, and nothing of what is missing."""
+    found = _found(results, _summarize_resources)
+    return [block for _, value, show in found if "missing" not in value for block in show(value)]
+
+
+def _found(results: Results, show_resources: _Show) -> Iterator[tuple[str, dict[str, Any], _Show]]:
+    """Every fact that was gathered, or that says why it is missing, and what shows it."""
+    for name, show in (("counts", _show_counts), ("traffic", _show_traffic), ("aot", show_resources)):
         value = results.fact(name)
-        if value is not None and "missing" not in value:
-            page += show(value)
-    return page
+        if value is not None:
+            yield name, value, show
 
 
 def _summarize_resources(value: dict[str, Any]) -> list[Block]:

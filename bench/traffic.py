@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iiae_fast import kernels
 from iiae_fast.bench import elbo, iiae_latents, reconstruction, reparameterize
+from iiae_fast.bench.ops import dtype_name, inductor_metrics
 from iiae_fast.kernels._registry import INTERPRETED
 
 SECTOR = 32  # bytes: the least that a GPU's memory system moves
@@ -149,16 +149,12 @@ def _cases(quick: bool) -> Iterator[_Case]:
     yield _elbo()
 
 
-def _name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "uint8"}[dtype]
-
-
 def _reconstruction(dtype: torch.dtype, target_dtype: torch.dtype, layout: str) -> _Case:
     order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     prediction = torch.randn(1, 3, 256, 256).to(dtype).contiguous(memory_format=order).requires_grad_()
     target = torch.randint(256, prediction.shape, dtype=torch.uint8).to(target_dtype).contiguous(memory_format=order)
     return _Case(
-        f"reconstruction, {_name(dtype)} prediction, {_name(target_dtype)} target, {layout}",
+        f"reconstruction, {dtype_name(dtype)} prediction, {dtype_name(target_dtype)} target, {layout}",
         "pixel value",
         prediction.numel(),
         lambda: (kernels.reconstruction(prediction, target, "laplace", "tanh", 1e-3, backend="triton"),),
@@ -175,7 +171,7 @@ def _latents(dtype: torch.dtype) -> _Case:
     codes = [torch.randn_like(head[:, : head.shape[1] // 2]).contiguous() for head in heads[:3]]
     seed = torch.tensor([1])
     return _Case(
-        f"iiae_latents, {_name(dtype)}",
+        f"iiae_latents, {dtype_name(dtype)}",
         "shared element",
         q_s.numel() // 2,
         lambda: tuple(kernels.iiae_latents(q_x, q_s, q_y, r_x, r_y, seed=seed, backend="triton")),
@@ -210,7 +206,9 @@ def _elbo() -> _Case:
         "elbo, fp32, batch 512",
         "pair",
         512,
-        lambda: (kernels.elbo(loss_x, loss_y, kl, elbo.WEIGHTS, step=step, annealing_steps=1e4, backend="triton").total,),
+        lambda: (
+            kernels.elbo(loss_x, loss_y, kl, elbo.WEIGHTS, step=step, annealing_steps=elbo.STEPS, backend="triton").total,
+        ),
         lambda: (elbo.plain(loss_x, loss_y, kl, step),),
         [loss_x, loss_y, kl],
         [torch.ones(())],
@@ -250,17 +248,14 @@ def _row(case: _Case, quick: bool) -> Row:
 
 def _inductor(case: _Case) -> int:
     """What inductor counts for its forward and backward kernels, fused as on this machine."""
-    from torch._inductor import compile_fx, config, metrics
+    from torch._inductor import compile_fx
 
-    torch._dynamo.reset()
-    metrics.reset()
     log = compile_fx.inductor_metrics_log  # it counts only when it would log
     level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        with config.patch(force_disable_caches=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that caches are off
+        with inductor_metrics() as metrics:
             case.run(torch.compile(case.plain, fullgraph=True, dynamic=False))
     finally:
         log.setLevel(level)

@@ -198,25 +198,13 @@ def _elbo(
         weight=factor,
         backend=out.backend,
     )
-    annealing_steps = config.kl_annealing_steps
-    bound = kernels.elbo(*losses, out.kl, weights, step=step, annealing_steps=annealing_steps, backend=out.backend)
-    annealing = bound.annealing if isinstance(step, Tensor) else kl_annealing(step, annealing_steps)
-    total, classification = bound.total, None
+    bound = kernels.elbo(*losses, out.kl, weights, step=step, annealing_steps=config.kl_annealing_steps, backend=out.backend)
+    terms = LossTerms(**bound._asdict())
     if config.class_weight and labels is not None and out.class_logits is not None:
         classification = F.cross_entropy(out.class_logits.float(), labels)
-        total = total + config.class_weight * classification
-    return LossTerms(
-        total,
-        rec_x=bound.rec_x,
-        rec_y=bound.rec_y,
-        kl_x=bound.kl_x,
-        kl_y=bound.kl_y,
-        kl_s=bound.kl_s,
-        kl_s_rx=bound.kl_s_rx,
-        kl_s_ry=bound.kl_s_ry,
-        kl_annealing=annealing,
-        classification=classification,
-    )
+        total = terms.total + config.class_weight * classification
+        terms = dataclasses.replace(terms, total=total, classification=classification)
+    return terms
 
 
 def _flat_head(head: Tensor) -> Tensor:

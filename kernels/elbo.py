@@ -284,7 +284,9 @@ def elbo(
         require_whole("step", step, 0)
     if not use_triton(backend, loss_x.device):
         return reference.elbo(loss_x, loss_y, kl, step, weights, annealing_steps)
-    if not isinstance(step, Tensor):
-        step = torch.full((), step, dtype=torch.int64, device=loss_x.device)
-    total, terms = forward(loss_x, loss_y, kl, step, list(map(float, weights)), float(annealing_steps))
-    return Elbo(total, *terms.unbind())
+    on_device = step if isinstance(step, Tensor) else torch.full((), int(step), dtype=torch.int64, device=loss_x.device)
+    total, terms = forward(loss_x, loss_y, kl, on_device, list(map(float, weights)), float(annealing_steps))
+    bound = Elbo(total, *terms.unbind())
+    if isinstance(step, Tensor):
+        return bound
+    return bound._replace(kl_annealing=reference.kl_annealing(step, annealing_steps))

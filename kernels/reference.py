@@ -71,7 +71,7 @@ class Elbo(NamedTuple):
         total: What is minimized.
         rec_x, rec_y: Reconstruction terms.
         kl_x, kl_y, kl_s, kl_s_rx, kl_s_ry: Means over the batch, in nats.
-        annealing: a_t; a float from the reference when ``step`` was a number.
+        kl_annealing: a_t, a float, or a tensor when ``step`` was one.
     """
 
     total: Tensor
@@ -82,7 +82,7 @@ class Elbo(NamedTuple):
     kl_s: Tensor
     kl_s_rx: Tensor
     kl_s_ry: Tensor
-    annealing: Tensor | float
+    kl_annealing: float | Tensor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

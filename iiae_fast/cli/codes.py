@@ -197,7 +197,7 @@ class Search:
                 exclude="self" if self.exclude_self else None,
                 threads=self.threads,
             )
-        except ValueError as error:  # the engine's own checks of the values are no InputErrors
+        except ValueError as error:  # the engine's own limit on the number of rows is no InputError
             raise InputError(str(error)) from error
         if self.out is not None:
             buffer = io.BytesIO()

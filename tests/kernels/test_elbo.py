@@ -101,7 +101,9 @@ def test_step_may_be_a_tensor(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_first_steps_keep_their_digits(backend: str) -> None:
-    annealing = elbo(*make(1), WEIGHTS, step=torch.tensor(1, device=DEVICE), annealing_steps=25000.0, backend=backend).annealing
+    annealing = elbo(
+        *make(1), WEIGHTS, step=torch.tensor(1, device=DEVICE), annealing_steps=25000.0, backend=backend
+    ).kl_annealing
     assert float(annealing) == pytest.approx(-math.expm1(-1 / 25000), rel=2e-7)
 
 
