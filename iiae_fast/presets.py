@@ -74,16 +74,19 @@ def get(name: str, image_size: int | None = None) -> Preset:
         name: One of ``names()``. The published experiments carry the published settings.
         image_size: Another image size than the preset's own (published: 256); ``iiae_fast.networks`` says which layers that
             drops. At 64 pixels and below the networks are narrow and the steps larger, for machines without a GPU: the
-            settings printed by ``iiae train NAME --image-size 32 --help``. Presets of features have no images and stay as
-            they are.
+            settings printed by ``iiae train NAME --image-size 32 --help``.
 
     Raises:
-        ConfigError: No such preset, or an image size that the networks cannot take.
+        ConfigError: No such preset, an image size that the networks cannot take, or one for a preset of features.
     """
     if name not in _ALL:
         raise ConfigError(f"unknown preset {name!r}; accepted are {', '.join(_ALL)}")
     preset = _ALL[name]
-    if image_size is None or preset.model.family == "feature" or image_size == preset.model.image_size:
+    if image_size is None:
+        return preset
+    if preset.model.family == "feature":
+        raise ConfigError(f"image_size={image_size}: the preset {name!r} has features, no images; accepted is None")
+    if image_size == preset.model.image_size:
         return preset
     preset = replace(
         preset, model=replace(preset.model, image_size=image_size), data=replace(preset.data, image_size=image_size)

@@ -64,8 +64,10 @@ class Train:
 
     @classmethod
     def of(cls, name: str, image_size: int | None = None) -> Train:
-        """The command with a preset's settings at an image size as they are."""
-        preset = presets.get(name, image_size)
+        """The command with a preset's settings at an image size as they are; presets of features have none."""
+        preset = presets.get(name)
+        if preset.model.family != "feature":
+            preset = presets.get(name, image_size)
         return cls(preset.model, preset.objective, preset.optim, preset.data, name)
 
     def preset(self) -> Preset:
