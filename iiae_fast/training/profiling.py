@@ -23,6 +23,7 @@ from iiae_fast.config import Preset, TrainingOptions, whole
 from iiae_fast.model import IIAE
 from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.training import setup
+from iiae_fast.training.allocator import keep_freed_memory
 from iiae_fast.training.costs import step_flops
 from iiae_fast.training.graph import GraphedStep
 from iiae_fast.training.prefetch import DeviceBatch, prefetch
@@ -101,7 +102,12 @@ def profile(
     setup.check_data(preset, splits, None, options)
     threads = torch.get_num_threads() if threads is None else whole("threads", threads, 1, MAX_THREADS)
     devices = [target] if target.type == "cuda" else []
-    with setup.torch_threads(threads), setup.determinism(options.deterministic, target), torch.random.fork_rng(devices):
+    with (
+        setup.torch_threads(threads),
+        keep_freed_memory(target),
+        setup.determinism(options.deterministic, target),
+        torch.random.fork_rng(devices),
+    ):
         model = IIAE(preset.model, backend=backend).to(target).train()
         if options.channels_last and preset.model.family != "feature":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

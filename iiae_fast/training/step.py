@@ -62,7 +62,8 @@ class TrainingStep:
         model: On its device, in training mode.
         objective, optim, options: Of the run; ``options.precision`` is not ``"auto"`` any more.
         dataset_size: Number of training pairs.
-        on_device: Read seed, step and learning rate from tensors; a captured step has to. None: when it will be captured.
+        on_device: Read seed, step and learning rate from tensors, as a captured step has to, and a compiled one lest it be
+            compiled anew for every number. None: where that is so.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class TrainingStep:
         assert options.precision != "auto"
         self.device = next(model.parameters()).device
         self.model, self._objective, self._options, self._dataset_size = model, objective, options, dataset_size
-        self._counters = _Counters(self.device, options.accumulate) if on_device or options.cuda_graph else None
+        if on_device is None:
+            on_device = options.cuda_graph or options.compile
+        self._counters = _Counters(self.device, options.accumulate) if on_device else None
         lr = optim.lr if self._counters is None else self._counters.lr
         self.optimizer = _adam(model, optim, lr, capturable=options.cuda_graph)
         self._averages: list[Tensor] = []

@@ -23,6 +23,7 @@ from iiae_fast.model import IIAE
 from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.storage import save_json
 from iiae_fast.training import setup
+from iiae_fast.training.allocator import keep_freed_memory
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
 from iiae_fast.training.clock import Clock
 from iiae_fast.training.costs import Room, is_out_of_memory
@@ -133,6 +134,7 @@ def train(
             threads = torch.get_num_threads() if checkpoint is None else int(checkpoint.facts["threads"])
         with (
             setup.torch_threads(threads),
+            keep_freed_memory(target),
             setup.determinism(options.deterministic, target),
             torch.random.fork_rng([target] if target.type == "cuda" else []),
         ):

@@ -175,7 +175,7 @@ def test_a_compiled_step_is_one_graph_of_no_more_operators_and_the_same(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
     preset = digits() if family == "spatial" else features()
     eager = step_of(preset, TrainingOptions(precision))
-    compiled = step_of(preset, TrainingOptions(precision, compile=True), on_device=True)
+    compiled = step_of(preset, TrainingOptions(precision, compile=True))
     for number in range(3):
         batch = batch_of(preset, 8, number)
         expected, terms = (step(batch, [number], number, 1e-3) for step in (eager, compiled))
