@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cases", "give_weights", "plain_model"]
+__all__ = ["cases", "copy_state", "give_weights", "plain_adam", "plain_model"]
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -62,6 +62,15 @@ def give_weights(source: IIAE, target: PlainIIAE) -> None:
             theirs.copy_(ours)
 
 
+def copy_state(source: PlainIIAE, target: IIAE) -> None:
+    """Copy parameters and BatchNorm's statistics, which both models list in the same order."""
+    with torch.no_grad():
+        for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
+            ours.copy_(theirs)
+        for kept, own in zip(source.buffers(), target.buffers(), strict=True):
+            own.copy_(kept)
+
+
 def _case(settings: Settings, preset: Preset, batch: int) -> Case:
     device = settings.device
     torch.manual_seed(settings.seed)
@@ -113,7 +122,7 @@ def _case(settings: Settings, preset: Preset, batch: int) -> Case:
     def plain(compile: bool) -> Ready:
         model = plain_model(preset.model).to(device).train()
         give_weights(initial, model)
-        optimizer = _adam(model, preset)
+        optimizer = plain_adam(model, preset)
         steps = itertools.count()
 
         def losses(annealing: Tensor) -> tuple[Tensor, ...]:
@@ -151,7 +160,8 @@ def _copy(model: IIAE) -> IIAE:
     return copy
 
 
-def _adam(model: torch.nn.Module, preset: Preset) -> torch.optim.Adam:
+def plain_adam(model: torch.nn.Module, preset: Preset) -> torch.optim.Adam:
+    """Adam as PyTorch makes it."""
     optim = preset.optim
     return torch.optim.Adam(model.parameters(), optim.lr, (optim.beta1, optim.beta2), optim.eps)
 
