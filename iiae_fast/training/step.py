@@ -118,8 +118,17 @@ class TrainingStep:
 
     def compute(self, batch: DeviceBatch, seeds: list[int], step: int) -> dict[str, Tensor]:
         """The step without its counters' update; with counters, ``seeds`` and ``step`` are not looked at."""
-        count = self._options.accumulate
         self.optimizer.zero_grad(set_to_none=True)
+        terms = self.losses_and_gradients(batch, seeds, step)
+        self.optimizer.step()
+        if self._averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averages, self._parameters, 1 - self._options.ema_decay)
+        return terms
+
+    def losses_and_gradients(self, batch: DeviceBatch, seeds: list[int], step: int) -> dict[str, Tensor]:
+        """The forward and backward passes of a step alone; gradients add up in the parameters."""
+        count = self._options.accumulate
         found = []
         for number, part in enumerate(_split(batch, count)):
             seed, at = self._numbers(number, seeds, step, part.x.device)
@@ -127,10 +136,6 @@ class TrainingStep:
             loss = terms["total"]
             (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
             found.append({name: term.detach() for name, term in terms.items()})
-        self.optimizer.step()
-        if self._averages:
-            with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._parameters, 1 - self._options.ema_decay)
         return found[0] if count == 1 else _means(found)
 
     def _numbers(self, number: int, seeds: list[int], step: int, device: torch.device) -> tuple[Tensor, int | Tensor]:

@@ -26,7 +26,7 @@ from iiae_fast.training import setup
 from iiae_fast.training.allocator import keep_freed_memory
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
 from iiae_fast.training.clock import Clock
-from iiae_fast.training.costs import Room, is_out_of_memory
+from iiae_fast.training.costs import Room, free_memory, is_out_of_memory
 from iiae_fast.training.evaluation import Validation, validate
 from iiae_fast.training.graph import GraphedStep
 from iiae_fast.training.interrupts import Interrupts
@@ -183,6 +183,7 @@ class _Run:
         self.steps = self.epoch_steps * optim.epochs
         self.validation_interval = setup.validation_interval(self.epoch_steps, self.batch_size, len(splits.valid))
 
+        free = free_memory(device)
         torch.manual_seed(optim.seed)
         self.model = IIAE(preset.model, backend=backend).to(device).train()
         if options.channels_last and preset.model.family != "feature":
@@ -191,7 +192,7 @@ class _Run:
         self.optimizer = step.optimizer
         self.average = self._average(step) if options.ema_decay else None
         self.take_step = GraphedStep(step) if options.cuda_graph else step
-        self.room = Room.of(preset, options, device, size)
+        self.room = Room(preset, options, size, free)
         self.resident = make_resident(splits.train, device, options.resident)
         self.facts = {
             "train_pairs": len(splits.train),
