@@ -142,7 +142,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
-        count, steps = x.numel(), round(p * 65536)
+        count, steps = x.numel(), min(round(p * 65536), 65535)
         if 256 * p == int(256 * p):  # a byte decides as well
             bits, low = 8, -128
         else:

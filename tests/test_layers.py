@@ -107,6 +107,11 @@ def test_dropout_depends_on_torchs_seed_alone() -> None:
     assert torch.equal(draw(1), channels_last), "the order in memory changes nothing"
 
 
+def test_dropout_of_nearly_all_keeps_its_scale_finite() -> None:
+    out = dropped(Dropout(1 - 1e-7), torch.ones(1000).requires_grad_())
+    assert torch.isfinite(out).all()
+
+
 def test_dropout_in_evaluation_mode_does_nothing() -> None:
     x = torch.randn(3, 4).requires_grad_()
     assert torch.equal(dropped(Dropout(0.5).eval(), x), x)

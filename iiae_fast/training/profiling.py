@@ -7,7 +7,7 @@ __all__ = ["PARTS", "Profile", "count_operators", "profile"]
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,30 +108,15 @@ def profile(
         setup.determinism(options.deterministic, target),
         torch.random.fork_rng(devices),
     ):
-        model = IIAE(preset.model, backend=backend).to(target).train()
-        if options.channels_last and preset.model.family != "feature":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = setup.make_model(preset, options, target, backend)
         step = TrainingStep(model, preset.objective, preset.optim, options, len(splits.train))
-        batches = _batches(preset, options, splits, target)
+        sampler = data.sampler_for(splits.train, preset.optim, preset.data)
+        plan = setup.plan(sampler, options.accumulate, epochs=2**31)
+        resident = make_resident(splits.train, target, options.resident)
+        batches = prefetch(splits.train, plan, target) if resident is None else resident.batches(plan)
         _mark(model)
-        return _measure(step, preset, options, batches, steps, Path(trace))
-
-
-def _batches(preset: Preset, options: TrainingOptions, splits: data.Splits, device: torch.device) -> Iterator[DeviceBatch]:
-    """The batches of a run, without end."""
-    sampler = data.sampler_for(splits.train, preset.optim, preset.data)
-
-    def plan() -> Iterator[tuple[Any, int]]:
-        epoch = 0
-        while True:
-            order = sampler.batches(epoch)
-            count = setup.steps_of_epoch(len(order), options.accumulate)
-            for indices in order[: count * options.accumulate].reshape(count, -1):
-                yield indices, epoch
-            epoch += 1
-
-    resident = make_resident(splits.train, device, options.resident)
-    return prefetch(splits.train, plan(), device) if resident is None else resident.batches(plan())
+        with closing(batches):
+            return _measure(step, preset, options, batches, steps, Path(trace))
 
 
 def _mark(model: IIAE) -> None:

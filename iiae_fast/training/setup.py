@@ -9,7 +9,9 @@ __all__ = [
     "describe",
     "determinism",
     "find_run",
+    "make_model",
     "pick_device",
+    "plan",
     "remove_leftovers",
     "settle_options",
     "steps_of_epoch",
@@ -30,9 +32,10 @@ import torch
 
 from iiae_fast.config import Preset, TrainingOptions, from_dict
 from iiae_fast.data import Splits, sampler_for
+from iiae_fast.data.samplers import EpochSampler
 from iiae_fast.errors import ConfigError, DataError
 from iiae_fast.kernels._backend import use_triton
-from iiae_fast.model import CONFIG_FILE, WEIGHTS_FILE
+from iiae_fast.model import CONFIG_FILE, IIAE, WEIGHTS_FILE
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
 from iiae_fast.training.costs import step_flops
 from iiae_fast.training.log import LOG_FILE
@@ -189,6 +192,32 @@ def steps_of_epoch(batches: int, accumulate: int) -> int:
             f"accumulate={accumulate}: a pass over the training pairs has {batches} batches, fewer than one step takes"
         )
     return batches // accumulate
+
+
+def plan(
+    sampler: EpochSampler, accumulate: int, epochs: int, epoch: int = 0, position: int = 0
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Pairs of every step from a place in the run on, and their epoch.
+
+    Args:
+        sampler: The order of training.
+        accumulate: Batches of a step.
+        epochs: Of the run.
+        epoch, position: Passes completed, and steps taken in the current one.
+    """
+    for number in range(epoch, epochs):
+        batches = sampler.batches(number)
+        count = steps_of_epoch(len(batches), accumulate)
+        yield from ((indices, number) for indices in batches[: count * accumulate].reshape(count, -1)[position:])
+        position = 0
+
+
+def make_model(preset: Preset, options: TrainingOptions, device: torch.device, backend: str) -> IIAE:
+    """A model on its device, in training mode and in the memory order that the options ask for."""
+    model = IIAE(preset.model, backend=backend).to(device).train()
+    if options.channels_last and preset.model.family != "feature":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 @contextmanager

@@ -6,7 +6,7 @@ __all__ = ["TrainingResult", "noise_seed", "rank", "train"]
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,9 +185,7 @@ class _Run:
 
         free = free_memory(device)
         torch.manual_seed(optim.seed)
-        self.model = IIAE(preset.model, backend=backend).to(device).train()
-        if options.channels_last and preset.model.family != "feature":
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = setup.make_model(preset, options, device, backend)
         step = TrainingStep(self.model, preset.objective, optim, options, len(splits.train))
         self.optimizer = step.optimizer
         self.average = self._average(step) if options.ema_decay else None
@@ -227,7 +225,8 @@ class _Run:
             return interrupts.announce() or (stop_after is not None and clock.session() >= stop_after)
 
         next_save = clock.session() + checkpoint_seconds
-        plan = self._plan(state.epoch, state.position)
+        # Consumed in the background, so it looks at nothing that a step changes.
+        plan = setup.plan(self.sampler, self.options.accumulate, self.preset.optim.epochs, state.epoch, state.position)
         batches = prefetch(self.splits.train, plan, self.device) if self.resident is None else self.resident.batches(plan)
         with closing(batches):
             while True:
@@ -263,14 +262,6 @@ class _Run:
             best=state.best,
         )
 
-    def _plan(self, epoch: int, position: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Batches from a place in the run on; consumed in the background, so it looks at nothing that a step changes."""
-        for number in range(epoch, self.preset.optim.epochs):
-            used = self.sampler.batches(number)[: self.epoch_steps * self.options.accumulate]
-            for indices in used.reshape(self.epoch_steps, self.batch_size)[position:]:
-                yield indices, number
-            position = 0
-
     def _step(self, batch: DeviceBatch) -> None:
         """One optimizer step, over one batch or several. Nothing waits for the device: losses stay there."""
         state, count = self.state, self.options.accumulate
@@ -290,7 +281,7 @@ class _Run:
 
     def _average(self, step: TrainingStep) -> IIAE:
         """A second model whose weights follow the first one's."""
-        average = IIAE(self.preset.model, backend=self.model.backend).to(self.device)
+        average = setup.make_model(self.preset, self.options, self.device, self.model.backend)
         average.load_state_dict(self.model.state_dict())
         step.set_averages([parameter.detach() for parameter in average.parameters()])
         return average

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,24 @@ def test_every_mode_resumes_bit_for_bit(tmp_path: Path, mode: str, monkeypatch: 
         monkeypatch.setattr(data, "load", lambda config, hooked=hooked: hooked)
         result = training.train(preset, tmp_path / "broken", resume=True, progress=False, log_every=7, options=options)
         assert result.interrupted == (batches < 10**6)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=traced, fullgraph=True))
+    options = TrainingOptions("fp32", compile=True)
+    training.train(features(1), tmp_path / "unbroken", progress=False, options=options)
+    assert len(calls) == 1, "once for all steps"
+    monkeypatch.setattr(data, "load", lambda _: replace(feature_splits, train=Hooked(feature_splits.train, signal_at(9, 15))))
+    assert training.train(features(1), tmp_path / "broken", progress=False, options=options).interrupted
+    monkeypatch.setattr(data, "load", lambda _: feature_splits)
+    training.train(features(1), tmp_path / "broken", resume=True, progress=False, options=options)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
