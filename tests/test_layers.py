@@ -12,6 +12,7 @@ from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout
 
 CASES = [(Conv2d, nn.Conv2d, 3, 8), (Conv2d, nn.Conv2d, 8, 5), (ConvTranspose2d, nn.ConvTranspose2d, 8, 5)]
 CASES += [(ConvTranspose2d, nn.ConvTranspose2d, 5, channels) for channels in (1, 3, 4)]
+CASES += [(Conv2d, nn.Conv2d, 16, 5), (ConvTranspose2d, nn.ConvTranspose2d, 5, 17)]  # weights' gradients by a matrix product
 
 
 def twins(ours: type[nn.Module], parent: type[nn.Module], inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
