@@ -53,7 +53,7 @@ def main(arguments: Sequence[str], prog: str = "iiae bench") -> int:
     Raises:
         InputError: The arguments, or a file that they name, cannot be used.
     """
-    others = {"compare": _compare, "render": _render}
+    others = {"compare": _compare, "render": _render, "convergence": _convergence}
     if arguments and arguments[0] in others:
         return others[arguments[0]](list(arguments[1:]), f"{prog} {arguments[0]}")
     options = _parse(list(arguments), prog)
@@ -67,7 +67,8 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     parser = _Parser(
         prog=prog,
         description="Measure this package beside what one would otherwise use; every result is checked before it is timed.",
-        epilog=f"Also: {prog} compare A B says what is faster, slower or the same; {prog} render writes tables into documents.",
+        epilog=f"Also: {prog} compare A B says what is faster, slower or the same; {prog} render writes tables into documents; "
+        f"{prog} convergence trains to the end beside the plain port.",
     )
     accepted = [*SUITES, "all"]
     parser.add_argument("suite", nargs="?", default="all", metavar="SUITE", help=f"{', '.join(accepted)} (default: all)")
@@ -81,7 +82,8 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print every timing as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.suite not in accepted:
-        raise InputError(f"unknown benchmark {options.suite!r}; accepted are {', '.join(accepted)}, compare and render")
+        accepted += ["compare", "render", "convergence"]
+        raise InputError(f"unknown benchmark {options.suite!r}; accepted are {', '.join(accepted)}")
     for name in options.against:
         if name not in RIVALS:
             raise InputError(f"--against: unknown rival {name!r}; accepted are {', '.join(RIVALS)}")
@@ -98,7 +100,7 @@ def _list(prog: str) -> None:
     print("contestants:")
     for name, what in {**OURS, **RIVALS}.items():
         print(f"  {name:15} {what}")
-    print(f"see {prog} --help, {prog} compare --help, {prog} render --help")
+    print(f"see {prog} --help, {prog} compare --help, {prog} render --help, {prog} convergence --help")
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -226,6 +228,27 @@ def _compare(arguments: list[str], prog: str) -> int:
         print(f"A was measured on {devices[0]}, B on {devices[1]}")
     print("\n".join(table(found)))
     return 0
+
+
+def _convergence(arguments: list[str], prog: str) -> int:
+    from iiae_fast.bench.convergence import CONTESTANTS, run
+
+    parser = _Parser(
+        prog=prog,
+        description="Train to the end with this package and with the plain port, from the same pairs in the same order: "
+        "recall, time, and every loss term's curve. A run that is finished already is not repeated.",
+    )
+    parser.add_argument("--preset", default="mnist-cdcb", help="of the spatial family (mnist-cdcb)")
+    parser.add_argument("--image-size", type=int, default=32, help="side of the images (32)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the training pairs (1)")
+    parser.add_argument("--batch", type=int, help="pairs of a step (the preset's)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (3)")
+    names = list(CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=["iiae_fast", "plain"], help=", ".join(names))
+    parser.add_argument("--threads", type=int, default=1, help="of every run (1)")
+    parser.add_argument("--target", type=float, default=0.99, help="R@1 of the validation pairs to reach (0.99)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="where runs go (runs/convergence)")
+    return run(parser.parse_args(arguments))
 
 
 def _render(arguments: list[str], prog: str) -> int:

@@ -122,13 +122,15 @@ def train(out: Path, toy: bool) -> int:
 
 
 def profile(out: Path, toy: bool) -> int:
-    """Profile training steps: a table of operators and kernels in ``profile.txt``, and the launches per step."""
+    """Profile training steps: operators and kernels in ``profile.txt``, launches per step, time per part."""
     import itertools
+    import tempfile
 
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
+    from iiae_fast import presets, training
     from iiae_fast.bench.registry import Ready, Settings
     from iiae_fast.bench.training import cases
 
@@ -152,6 +154,12 @@ def profile(out: Path, toy: bool) -> int:
     text = f"{case.name}, {steps} steps\nkernel launches per step: {launches:g}\n\n{table}"
     (out / "profile.txt").write_text(text + "\n")
     print("\n".join(itertools.islice(text.splitlines(), 12)))
+    with tempfile.TemporaryDirectory() as folder:  # the trace is too large to bring back
+        preset = presets.get("digits-cdcb", image_size=16 if toy else None)
+        found = training.profile(preset, steps, Path(folder) / "trace.json", device=device)
+    for part, share in found.parts.items():
+        print(f"{part:10} {100 * share:5.1f} % of {1e3 * found.seconds:.2f} ms")
+    print(f"{found.operators} operators and {found.launches:g} launches a step, {found.achieved / 1e9:.1f} GFLOP/s")
     return 0
 
 

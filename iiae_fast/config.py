@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "Preset"]
+__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "Preset", "TrainingOptions"]
 
 import dataclasses
 import math
+import numbers
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -25,12 +26,27 @@ def _check(condition: bool, name: str, given: object, accepted: str) -> None:
         raise ConfigError(f"{name}={given!r}: accepted is {accepted}")
 
 
-def _positive_int(config: object, *names: str) -> None:
+def whole(name: str, value: Any, minimum: int, maximum: int | None = None, accepted: str = "") -> int:
+    """``value`` as an int, whichever type of whole number it is (numpy's too), within bounds.
+
+    Raises:
+        ConfigError: It is not; the message ends with ``accepted``.
+    """
+    accepted = accepted or f"a whole number {f'of at least {minimum}' if maximum is None else f'from {minimum} to {maximum:,}'}"
+    _check(isinstance(value, numbers.Integral) and not isinstance(value, bool), name, value, accepted)
+    number = int(value)
+    _check(number >= minimum and (maximum is None or number <= maximum), name, value, accepted)
+    return number
+
+
+def _positive_int(config: object, *names: str, minimum: int = 1) -> None:
     for name in names:
-        value = getattr(config, name)
-        _check(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number of at least 1"
-        )
+        object.__setattr__(config, name, whole(name, getattr(config, name), minimum))
+
+
+def _seed(config: object) -> None:
+    seed = whole("seed", vars(config)["seed"], 0, 2**63 - 1, "a whole number from 0 to 2**63 − 1")
+    object.__setattr__(config, "seed", seed)
 
 
 def _finite(config: object, *names: str, minimum: float = 0.0, exclusive: bool = False) -> None:
@@ -87,7 +103,7 @@ class ModelConfig:
         _check(16 <= size <= 1024 and size & (size - 1) == 0, "image_size", size, "a power of two from 16 to 1024")
         _finite(self, "dropout")
         _check(self.dropout < 1, "dropout", self.dropout, "a probability below 1")
-        _check(isinstance(self.classes, int) and self.classes >= 0, "classes", self.classes, "a whole number of at least 0")
+        _positive_int(self, "classes", minimum=0)
 
     @property
     def code_size(self) -> int:
@@ -163,7 +179,7 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             _check(getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         _positive_int(self, "batch_size", "epochs")
-        _check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 − 1")
+        _seed(self)
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,55 @@ class DataConfig:
         for name in ("valid_fraction", "test_fraction"):
             _finite(self, name)
             _check(getattr(self, name) < 1, name, getattr(self, name), "a share from 0 to below 1")
-        _check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 − 1")
+        _seed(self)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a run is computed, as opposed to what is computed. Defaults were chosen by measurement; see ``iiae bench training``.
+
+    Attributes:
+        precision: ``"fp32"``; ``"bf16"``, which keeps weights, moments, losses and statistics in fp32; or ``"auto"``: bf16
+            where the device has units for it and a step is large enough to gain.
+        deterministic: The plain reference path: no TF32, no autotuned or atomic kernels on a GPU, nothing compiled or captured.
+        channels_last: Keep images and feature maps in channels_last order.
+        compile: Put the forward and backward pass through torch.compile: a minute before the first step.
+        cuda_graph: Capture the whole step (forward, backward, optimizer, annealing, noise) in a CUDA graph; CUDA devices.
+        accumulate: Batches whose gradients are averaged into one optimizer step; BatchNorm sees one batch at a time.
+        recompute: Keep no activations within towers and decoders but compute them again in the backward pass: less memory.
+        resident: Keep the training pairs on the device and gather batches there: ``"auto"`` (where they fit), ``"on"`` or
+            ``"off"``. Batches are the same either way.
+        ema_decay: Validate and save an exponential moving average of the weights with this decay; 0 switches it off.
+        warmup_steps: Steps over which the learning rate rises to its value.
+        lr_scaling: Multiply the learning rate by the pairs of a step over ``lr_batch``, to the power 0, ½ or 1.
+        lr_batch: Pairs of a step that ``optim.lr`` was chosen for (published: 8).
+    """
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    cuda_graph: bool = False
+    accumulate: int = 1
+    recompute: bool = False
+    resident: Literal["auto", "on", "off"] = "auto"
+    ema_decay: float = 0.0
+    warmup_steps: int = 0
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    lr_batch: int = 8
+
+    def __post_init__(self) -> None:
+        _choices(self)
+        _positive_int(self, "accumulate", "lr_batch")
+        _positive_int(self, "warmup_steps", minimum=0)
+        _finite(self, "ema_decay")
+        _check(self.ema_decay < 1, "ema_decay", self.ema_decay, "a number from 0 to below 1")
+        for name in ("compile", "cuda_graph"):
+            if self.deterministic and getattr(self, name):
+                raise ConfigError(f"deterministic=True and {name}=True contradict each other: it is the plain path")
+        for name, why in (("cuda_graph", "capture"), ("compile", "the compiler")):
+            if self.recompute and getattr(self, name):
+                raise ConfigError(f"recompute=True and {name}=True exclude each other: {why} cannot put a random state back")
 
 
 @dataclass(frozen=True)

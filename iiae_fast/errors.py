@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "InputError", "MissingExtraError", "NonFiniteLossError", "require"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "InputError",
+    "MissingExtraError",
+    "NonFiniteLossError",
+    "OutOfMemoryError",
+    "require",
+]
 
 from types import ModuleType
 
@@ -29,6 +38,10 @@ class MissingExtraError(ImportError):
 
 class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite; the message names the term, the step and the last good checkpoint."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A training step does not fit into memory; the message says what it needs, what there is, and a batch that fits."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from iiae_fast.config import ModelConfig
 from iiae_fast.errors import InputError
+from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -52,13 +53,13 @@ class DenseBatchNorm(nn.BatchNorm1d):
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+    layer = Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
     nn.init.normal_(layer.weight, 0.0, 0.02)
     return _zero_bias(layer)
 
 
 def _transposed_conv(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    layer = nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+    layer = ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
     nn.init.normal_(layer.weight, 0.0, 0.02)
     return _zero_bias(layer)
 
@@ -144,7 +145,7 @@ class DecoderStep(nn.Module):
         super().__init__()
         self.layer = layer
         self.norm = norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.dropout(self.norm(self.layer(x))), inplace=True)

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from iiae_fast.errors import InputError, MissingExtraError, NonFiniteLossError
+from iiae_fast.errors import InputError, MissingExtraError, NonFiniteLossError, OutOfMemoryError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_users(error: Exception) -> bool:
     """Whether a user can have caused the error, or must act on it."""
-    if isinstance(error, (InputError, MissingExtraError, NonFiniteLossError, OSError)):
+    if isinstance(error, (InputError, MissingExtraError, NonFiniteLossError, OutOfMemoryError, OSError)):
         return True
     parity = sys.modules.get("iiae_fast.export.parity")  # the error exists only where it was loaded
     return parity is not None and isinstance(error, parity.ParityError)

@@ -5,16 +5,16 @@ from __future__ import annotations
 __all__ = ["Train"]
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from iiae_fast import presets
-from iiae_fast.cli.output import print_json
+from iiae_fast.cli.output import percent, print_json, table
 from iiae_fast.cli.runs import record_command
-from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
+from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset, TrainingOptions
 from iiae_fast.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ class Train:
         optim: Adam and the schedule.
         data: Where pairs come from.
         name: The preset's.
+        options: How steps are computed.
         image_size: Side of the images, of model and data; at 64 and below, defaults are those for small machines.
         data_root: Folder or file of the data: the same as --data.root.
         run_dir: Where checkpoints, the log and the best model go; by default runs/PRESET.
@@ -37,6 +38,7 @@ class Train:
         checkpoint_seconds: Time between two checkpoints.
         log_every: Steps between two lines of the log.
         backend: Kernels of the latents and losses.
+        profile: Do not train: profile so many steps, print where their time goes, write trace.json into the run directory.
         quiet: No progress bar.
         json: Print the outcome as JSON.
     """
@@ -46,6 +48,7 @@ class Train:
     optim: OptimConfig
     data: DataConfig
     name: tyro.conf.Suppress[str]
+    options: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
     image_size: int | None = None
     data_root: str | None = None
     run_dir: Path | None = None
@@ -55,13 +58,16 @@ class Train:
     checkpoint_seconds: float = 60.0
     log_every: int = 20
     backend: Literal["auto", "reference", "triton"] = "auto"
+    profile: int | None = None
     quiet: bool = False
     json: bool = False
 
     @classmethod
     def of(cls, name: str, image_size: int | None = None) -> Train:
-        """The command with a preset's settings at an image size as they are."""
-        preset = presets.get(name, image_size)
+        """The command with a preset's settings at an image size as they are; presets of features have none."""
+        preset = presets.get(name)
+        if preset.model.family != "feature":
+            preset = presets.get(name, image_size)
         return cls(preset.model, preset.objective, preset.optim, preset.data, name)
 
     def preset(self) -> Preset:
@@ -92,6 +98,8 @@ class Train:
 
         preset = self.preset()
         run_dir = self.run_dir or Path("runs", self.name)
+        if self.profile is not None:
+            return self._profile(preset, run_dir / "trace.json", self.profile)
         result = training.train(
             preset,
             run_dir,
@@ -102,6 +110,7 @@ class Train:
             log_every=self.log_every,
             progress=not self.quiet,
             backend=self.backend,
+            options=self.options,
         )
         record_command(run_dir)
         if self.json:
@@ -113,3 +122,26 @@ class Train:
             rate = f"{result.seconds:.0f} s, {result.pairs_per_second:,.0f} pairs/s"
             print(f"{result.step:,} steps, {result.epoch} epochs ({rate}); next: iiae evaluate {run_dir}")
         return 130 if result.interrupted else 0
+
+    def _profile(self, preset: Preset, trace: Path, steps: int) -> int:
+        from iiae_fast import training
+
+        found = training.profile(
+            preset, steps, trace, device=self.device, threads=self.threads, backend=self.backend, options=self.options
+        )
+        if self.json:
+            print_json({**dataclasses.asdict(found), "achieved": found.achieved, "trace": str(trace)})
+            return 0
+        rows = [(part, f"{1e3 * share * found.seconds:.2f}", percent(share)) for part, share in found.parts.items()]
+        rows.append(("a step", f"{1e3 * found.seconds:.2f}", f"{found.pairs / found.seconds:,.1f} pairs/s"))
+        table(f"{found.steps} steps of {found.pairs} pairs, {found.options.precision}", ("", ">ms", ">share"), rows)
+        facts = [
+            ("operators a step", f"{found.operators:,}" if found.operators else "one graph"),
+            ("kernel launches a step", f"{found.launches:,.0f}" if found.launches else "none, on a CPU"),
+            ("counted, convolutions and dense layers", f"{found.flops / 1e9:,.2f} GFLOP"),
+            ("achieved", f"{found.achieved / 1e9:,.1f} GFLOP/s"),
+            ("read and written by operators, uncached", f"{found.bytes / 1e9:,.2f} GB"),
+        ]
+        table("", ("", ">"), facts)
+        print(f"trace: {found.trace} (open it in ui.perfetto.dev)")
+        return 0

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iiae_fast.data import draws
-from iiae_fast.data.types import Batch
+from iiae_fast.data.types import Batch, ResidentArrays
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -196,3 +196,9 @@ class CDCBPairs:
         x, y = render(glyphs, background, digit, self._size)
         assert self.labels is not None
         return Batch(y, x, self.labels[indices]) if self._swap else Batch(x, y, self.labels[indices])
+
+    def resident(self, limit: int | None) -> ResidentArrays | None:
+        """See ``PairedDataset``."""
+        if self._recolour or self._augment or (limit is not None and len(self) * 6 * self._size**2 > limit):
+            return None
+        return ResidentArrays(*self.batch(np.arange(len(self))))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from iiae_fast.config import DataConfig
 from iiae_fast.data import draws
 from iiae_fast.data.roots import data_root
-from iiae_fast.data.types import Batch, Gallery, Splits
+from iiae_fast.data.types import Batch, Gallery, ResidentArrays, Splits
 from iiae_fast.errors import DataError
 
 _PAIRS = ("x", "y", "labels")
@@ -43,6 +43,12 @@ class FeaturePairs:
         """Pairs, float32 (B, F), the same in every epoch."""
         assert self.labels is not None
         return Batch(self._x[self._x_rows[indices]], self._y[self._y_rows[indices]], self.labels[indices])
+
+    def resident(self, limit: int | None) -> ResidentArrays | None:
+        """See ``PairedDataset``."""
+        if limit is not None and len(self) * 2 * self._x[0].nbytes > limit:
+            return None
+        return ResidentArrays(self._x[self._x_rows], self._y[self._y_rows], self.labels)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ __all__ = ["MEMORY_BOUND", "ImagePairs", "ImageStore", "list_images", "read_imag
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iiae_fast.data import draws
-from iiae_fast.data.types import Batch
+from iiae_fast.data.types import Batch, ResidentArrays
 from iiae_fast.errors import DataError, require
 
 if TYPE_CHECKING:
@@ -194,9 +195,24 @@ class ImagePairs:
         rows = self._rows[indices]
         x, y = self._fetch(rows)
         if self._augment and epoch is not None and len(rows):
-            reach = round(x.shape[-1] * 15 / 256)
-            drawn = draws.uniform(self._seed, "flips and shifts", epoch, rows, 3)
-            flip, shift = drawn[:, 0] < 0.5, (drawn[:, 1:] * (2 * reach + 1)).astype(np.int64) - reach
+            flip, shift = self._draw(indices, epoch, x.shape[-1])
             x, y = _flip_and_shift(x, flip, shift), _flip_and_shift(y, flip, shift)
         labels = None if self.labels is None else self.labels[indices]
         return Batch(y, x, labels) if self._swap else Batch(x, y, labels)
+
+    def resident(self, limit: int | None) -> ResidentArrays | None:
+        """See ``PairedDataset``."""
+        if not len(self):
+            return None
+        sample = self._fetch(self._rows[:1])[0]
+        if limit is not None and len(self) * 2 * sample.nbytes > limit:
+            return None
+        x, y = self._fetch(self._rows)
+        draw = partial(self._draw, size=sample.shape[-1]) if self._augment else None
+        return ResidentArrays(y, x, self.labels, draw) if self._swap else ResidentArrays(x, y, self.labels, draw)
+
+    def _draw(self, indices: np.ndarray, epoch: int, size: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Which of the pairs are mirrored, and by how many rows and columns they are shifted."""
+        reach = round(size * 15 / 256)
+        drawn = draws.uniform(self._seed, "flips and shifts", epoch, self._rows[indices], 3)
+        return drawn[:, 0] < 0.5, (drawn[:, 1:] * (2 * reach + 1)).astype(np.int64) - reach

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Batch", "Gallery", "PairedDataset", "Splits"]
+__all__ = ["Batch", "Gallery", "PairedDataset", "ResidentArrays", "Splits"]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,8 +26,26 @@ class Batch(NamedTuple):
     labels: npt.NDArray[np.int64] | None
 
 
+class ResidentArrays(NamedTuple):
+    """All pairs of a data set at once, for keeping them where the model is.
+
+    Attributes:
+        x, y, labels: As in ``Batch``, of all N pairs; never written to.
+        draw: ``(indices, epoch)`` to what augments those pairs: whether each is mirrored, bool (B,), and by how many rows and
+            columns it is shifted, int64 (B, 2). None: pairs are the same in every epoch.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    labels: npt.NDArray[np.int64] | None
+    draw: Callable[[np.ndarray, int], tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]] | None = None
+
+
 class PairedDataset(Protocol):
     """N pairs that are fetched by index.
+
+    A data set whose pairs can be kept on a device also has ``resident(limit)``: its ``ResidentArrays``, or None where pairs are
+    drawn anew in every epoch or all of them take more than ``limit`` bytes (None: as many as there are).
 
     Attributes:
         labels: Class labels int64 (N,), or None.

@@ -55,8 +55,8 @@ class Checkpoint:
         path: The file.
         state: Where the run stood.
         preset: Its settings.
-        facts: Of the run: ``train_pairs``, ``threads``.
-        model, adam, rng: Tensors by name.
+        facts: Of the run: ``train_pairs``, ``threads``, ``options``.
+        model, adam, ema, rng: Tensors by name.
         loss_names, loss_rows: The interval of the log that was under way.
     """
 
@@ -68,15 +68,18 @@ class Checkpoint:
     loss_rows: Tensor
     model: dict[str, Tensor] = field(default_factory=dict)
     adam: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
     rng: dict[str, Tensor] = field(default_factory=dict)
 
 
-def gather(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The model's and Adam's tensors, by the names they have in a checkpoint."""
+def gather(model: IIAE, optimizer: torch.optim.Optimizer, average: IIAE | None = None) -> dict[str, Tensor]:
+    """The model's, its moving average's and Adam's tensors, by the names they have in a checkpoint."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"adam/{key}/{name}"] = value
+    if average is not None:
+        tensors |= {f"ema/{name}": tensor for name, tensor in average.state_dict().items()}
     return tensors
 
 
@@ -128,7 +131,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: not a training checkpoint of this version ({error})") from None
-    groups = {"model": checkpoint.model, "adam": checkpoint.adam, "rng": checkpoint.rng}
+    groups = {"model": checkpoint.model, "adam": checkpoint.adam, "ema": checkpoint.ema, "rng": checkpoint.rng}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
         if group not in groups:
@@ -139,13 +142,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, model: IIAE, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Put model, moments and random state back, in place.
+def restore(
+    checkpoint: Checkpoint,
+    model: IIAE,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    average: IIAE | None = None,
+) -> None:
+    """Put model, moving average, moments and random state back, in place.
 
     Raises:
         CheckpointError: The tensors are not this model's.
     """
     load_state(model, checkpoint.model, checkpoint.path)
+    if average is not None:
+        load_state(average, checkpoint.ema, checkpoint.path)
     parameters = dict(model.named_parameters())
     for name, value in checkpoint.adam.items():
         key, _, owner = name.partition("/")

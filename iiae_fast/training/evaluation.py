@@ -149,7 +149,7 @@ def validate(
             if stop():
                 return None
             out = model(batch.x, batch.y, sample=False)
-            losses.append(objectives.compute(out, batch.x, batch.y, objective, 0, batch.labels, dataset_size))
+            losses.append(objectives.compute(out, batch.x, batch.y, objective, 0, batch.labels, dataset_size).named())
             rows = slice(sum(weights), sum(weights) + len(batch.x))
             weights.append(len(batch.x))
             codes.shared_x[rows] = out.r_x.flat_mean().float().cpu().numpy()

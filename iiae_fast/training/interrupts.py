@@ -17,12 +17,12 @@ class Interrupts:
     Python delivers signals to the main thread alone: in another thread this context changes nothing.
 
     Args:
-        say: Called with a line for the user when the first signal comes.
+        say: Takes a line for the user, from ``announce``: a handler must not print, as it may have interrupted a print.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.received: signal.Signals | None = None
-        self._say = say
+        self._say, self._announced = say, False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -34,10 +34,18 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def announce(self) -> bool:
+        """Whether a signal came; says so to the user the first time."""
+        if self.received is None:
+            return False
+        if not self._announced:
+            self._announced = True
+            self._say(f"{self.received.name}: finishing this step and saving; send it again to abort")
+        return True
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
-        self._say(f"{self.received.name}: finishing this step and saving; send it again to abort")
 
     def _restore(self) -> None:
         while self._previous:

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiae_fast.objectives import LossTerms
-
 
 class LossBuffer:
     """Rows of loss terms since the last log line, one per step.
@@ -28,9 +26,8 @@ class LossBuffer:
         self._count = len(self._rows)
         self._capacity = capacity + self._count  # the resumed run may log at other steps
 
-    def append(self, terms: LossTerms) -> None:
+    def append(self, named: Mapping[str, Tensor]) -> None:
         """Add one step's terms, without synchronizing."""
-        named = terms.named()
         if self._count == len(self._rows):
             self._grow(named)
         with torch.no_grad():

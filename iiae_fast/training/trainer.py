@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["TrainingResult", "noise_seed", "rank", "train"]
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,27 @@ import numpy as np
 import torch
 
 from iiae_fast import data, objectives
-from iiae_fast.config import Preset
+from iiae_fast.config import Preset, TrainingOptions, whole
 from iiae_fast.data import Splits, draws
-from iiae_fast.errors import ConfigError, NonFiniteLossError
+from iiae_fast.errors import ConfigError, NonFiniteLossError, OutOfMemoryError
 from iiae_fast.model import IIAE
 from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.storage import save_json
 from iiae_fast.training import setup
+from iiae_fast.training.allocator import keep_freed_memory
 from iiae_fast.training.checkpoint import CHECKPOINT_FILE, Checkpoint, RunState, gather, restore, save_checkpoint
 from iiae_fast.training.clock import Clock
+from iiae_fast.training.costs import Room, free_memory, is_out_of_memory
 from iiae_fast.training.evaluation import Validation, validate
+from iiae_fast.training.graph import GraphedStep
 from iiae_fast.training.interrupts import Interrupts
+from iiae_fast.training.lock import RunLock
 from iiae_fast.training.log import RunLog
 from iiae_fast.training.losses import LossBuffer, first_non_finite
 from iiae_fast.training.prefetch import DeviceBatch, prefetch
 from iiae_fast.training.progress import ProgressDisplay
+from iiae_fast.training.resident import make_resident
+from iiae_fast.training.step import TrainingStep, learning_rate
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ def train(
     progress: bool = True,
     stop_after: float | None = None,
     backend: str = "auto",
+    options: TrainingOptions | None = None,
 ) -> TrainingResult:
     """Train the model of a preset.
 
@@ -99,38 +107,47 @@ def train(
         progress: Show progress on stderr.
         stop_after: Seconds after which to save and return, with ``finished=False``.
         backend: Kernels; see ``IIAE``.
+        options: How steps are computed. To resume, those the run had; ``precision="auto"`` means what it had.
 
     Raises:
         ConfigError: A setting cannot be used, or differs from those of the run to resume, or the directory already holds a run.
         CheckpointError: The checkpoint to resume is truncated, altered, or not this model's.
         DataError: The data cannot be read, or is not what the run to resume had.
+        OutOfMemoryError: A step does not fit; the message suggests a batch that does.
         NonFiniteLossError: A loss term or a weight became NaN or infinite. The last good checkpoint stays.
     """
     for name, value in (("checkpoint_seconds", checkpoint_seconds), ("stop_after", stop_after)):
         if value is not None and not value >= 0:
             raise ConfigError(f"{name}={value!r}: accepted is a number of seconds of at least 0")
-    for name, count in (("log_every", log_every), ("threads", threads)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ConfigError(f"{name}={count!r}: accepted is a whole number of at least 1")
-    if threads is not None and threads > MAX_THREADS:
-        raise ConfigError(f"threads={threads}: accepted is a whole number from 1 to {MAX_THREADS:,}")
+    log_every = whole("log_every", log_every, 1)
+    if threads is not None:
+        threads = whole("threads", threads, 1, MAX_THREADS)
     run_dir = Path(run_dir)
     target = setup.pick_device(device)
-    checkpoint = setup.find_run(run_dir, preset, resume)
-    splits = data.load(preset.data)
-    setup.check_data(preset, splits, checkpoint)
-    setup.remove_leftovers(run_dir)
-    if threads is None:
-        threads = torch.get_num_threads() if checkpoint is None else int(checkpoint.facts["threads"])
-    with setup.torch_threads(threads), torch.random.fork_rng([target] if target.type == "cuda" else []):
-        run = _Run(preset, run_dir, splits, target, checkpoint, log_every, backend)
+    setup.check_backend(backend, target)
+    with RunLock(run_dir) as lock:
+        checkpoint = setup.find_run(run_dir, preset, resume)
+        options = setup.settle_options(options or TrainingOptions(), preset, target, checkpoint)
+        splits = data.load(preset.data)
+        setup.check_data(preset, splits, checkpoint, options)
+        if threads is None:
+            threads = torch.get_num_threads() if checkpoint is None else int(checkpoint.facts["threads"])
         with (
-            closing(run.log),
-            ProgressDisplay(run.steps, preset.optim.epochs, progress) as display,
-            Interrupts(display.say) as interrupts,
+            setup.torch_threads(threads),
+            keep_freed_memory(target),
+            setup.determinism(options.deterministic, target),
+            torch.random.fork_rng([target] if target.type == "cuda" else []),
         ):
-            run.loop(display, interrupts, checkpoint_seconds, stop_after)
-        return run.result(interrupted=interrupts.received is not None)
+            run = _Run(preset, run_dir, splits, target, checkpoint, log_every, backend, options)
+            lock.make()
+            run.open()
+            with (
+                closing(run.log),
+                ProgressDisplay(run.steps, preset.optim.epochs, progress) as display,
+                Interrupts(display.say) as interrupts,
+            ):
+                run.loop(display, interrupts, checkpoint_seconds, stop_after)
+            return run.result(interrupted=interrupts.received is not None)
 
 
 def noise_seed(seed: int, step: int) -> int:
@@ -155,33 +172,44 @@ class _Run:
         checkpoint: Checkpoint | None,
         log_every: int,
         backend: str,
+        options: TrainingOptions,
     ) -> None:
         optim = preset.optim
-        self.preset, self.run_dir, self.splits, self.device = preset, run_dir, splits, device
+        self.preset, self.run_dir, self.splits, self.device, self.options = preset, run_dir, splits, device, options
         self.log_every = log_every
         self.sampler = data.sampler_for(splits.train, optim, preset.data)
-        self.epoch_steps, self.batch_size = self.sampler.batches(0).shape
+        batches, size = self.sampler.batches(0).shape
+        self.epoch_steps, self.batch_size = setup.steps_of_epoch(batches, options.accumulate), size * options.accumulate
         self.steps = self.epoch_steps * optim.epochs
         self.validation_interval = setup.validation_interval(self.epoch_steps, self.batch_size, len(splits.valid))
 
+        free = free_memory(device)
         torch.manual_seed(optim.seed)
-        self.model = IIAE(preset.model, backend=backend).to(device).train()
-        if preset.model.family != "feature":
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
-        )
-        self.annealing = 0.0
-        self.facts = {"train_pairs": len(splits.train), "threads": torch.get_num_threads()}
+        self.model = setup.make_model(preset, options, device, backend)
+        step = TrainingStep(self.model, preset.objective, optim, options, len(splits.train))
+        self.optimizer = step.optimizer
+        self.average = self._average(step) if options.ema_decay else None
+        self.take_step = GraphedStep(step) if options.cuda_graph else step
+        self.room = Room(preset, options, size, free)
+        self.resident = make_resident(splits.train, device, options.resident)
+        self.facts = {
+            "train_pairs": len(splits.train),
+            "threads": torch.get_num_threads(),
+            "options": dataclasses.asdict(options),
+        }
         if checkpoint is None:
             self.state, self.losses = RunState(), LossBuffer(log_every)
             self.saved_step: int | None = None
         else:
-            restore(checkpoint, self.model, self.optimizer, device)
+            restore(checkpoint, self.model, self.optimizer, device, self.average)
             self.state, self.losses = checkpoint.state, LossBuffer(log_every, checkpoint.loss_names, checkpoint.loss_rows)
             self.saved_step = checkpoint.state.step
+
+    def open(self) -> None:
+        """Begin to write into the run directory."""
+        setup.remove_leftovers(self.run_dir)
         self._write_description()
-        self.log = RunLog(run_dir, self.state.step, self.state.validated)
+        self.log = RunLog(self.run_dir, self.state.step, self.state.validated)
         self.clock = Clock(self.state)
 
     def loop(
@@ -190,13 +218,17 @@ class _Run:
         """Steps, validations and checkpoints until the end, a signal, or the time allowed."""
         if not self.log.has_tensorboard:
             display.say("TensorBoard is not installed: curves go to log.jsonl alone (pip install 'iiae_fast[train]')")
+        display.say(f"{self.options.precision} on {self.device}; {self.room}")
         state, clock = self.state, self.clock
 
         def stop() -> bool:
-            return interrupts.received is not None or (stop_after is not None and clock.session() >= stop_after)
+            return interrupts.announce() or (stop_after is not None and clock.session() >= stop_after)
 
         next_save = clock.session() + checkpoint_seconds
-        with closing(prefetch(self.splits.train, self._plan(state.epoch, state.position), self.device)) as batches:
+        # Consumed in the background, so it looks at nothing that a step changes.
+        plan = setup.plan(self.sampler, self.options.accumulate, self.preset.optim.epochs, state.epoch, state.position)
+        batches = prefetch(self.splits.train, plan, self.device) if self.resident is None else self.resident.batches(plan)
+        with closing(batches):
             while True:
                 if self._validation_is_due() and not stop():
                     self._validate(display, stop)
@@ -230,34 +262,37 @@ class _Run:
             best=state.best,
         )
 
-    def _plan(self, epoch: int, position: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Batches from a place in the run on; consumed in the background, so it looks at nothing that a step changes."""
-        for number in range(epoch, self.preset.optim.epochs):
-            for indices in self.sampler.batches(number)[position:]:
-                yield indices, number
-            position = 0
-
     def _step(self, batch: DeviceBatch) -> None:
-        """One optimizer step. Nothing waits for the device: losses stay there, and numbers go there as kernel arguments."""
-        optim, state = self.preset.optim, self.state
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(state.step)
-        seed = torch.full((1,), noise_seed(optim.seed, state.step), dtype=torch.int64, device=self.device)
-        out = self.model(batch.x, batch.y, seed=seed)
-        terms = objectives.compute(
-            out, batch.x, batch.y, self.preset.objective, state.step, batch.labels, len(self.splits.train)
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        """One optimizer step, over one batch or several. Nothing waits for the device: losses stay there."""
+        state, count = self.state, self.options.accumulate
+        seeds = [noise_seed(self.preset.optim.seed, state.step * count + number) for number in range(count)]
+        try:
+            terms = self.take_step(batch, seeds, state.step, self._learning_rate(state.step))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(f"out of memory in step {state.step + 1}: {self.room}; {self.room.advice()}") from error
         self.losses.append(terms)
-        self.annealing = float(terms.kl_annealing)
         state.step += 1
         state.epoch, state.position = divmod(state.step, self.epoch_steps)
 
     def _learning_rate(self, step: int) -> float:
-        optim = self.preset.optim
-        return optim.lr * (1 + math.cos(math.pi * step / self.steps)) / 2 if optim.lr_decay == "cosine" else optim.lr
+        return learning_rate(self.preset.optim, self.options, self.batch_size, step, self.steps)
+
+    def _average(self, step: TrainingStep) -> IIAE:
+        """A second model whose weights follow the first one's."""
+        average = setup.make_model(self.preset, self.options, self.device, self.model.backend)
+        average.load_state_dict(self.model.state_dict())
+        step.set_averages([parameter.detach() for parameter in average.parameters()])
+        return average
+
+    def _result(self) -> IIAE:
+        """The model that is validated and saved."""
+        if self.average is None:
+            return self.model
+        for ours, theirs in zip(self.average.buffers(), self.model.buffers()):
+            ours.copy_(theirs)  # BatchNorm's statistics are moving averages already
+        return self.average
 
     def _write_losses(self, display: ProgressDisplay) -> None:
         """One log line of the interval's means; the only place where steps are waited for."""
@@ -265,7 +300,9 @@ class _Run:
         means = self.losses.means()
         self.losses.clear()
         rate = self.clock.interval_steps_per_second() * self.batch_size
-        line = {**self._place(), **means, "lr": self._learning_rate(self.state.step - 1), "kl_annealing": self.annealing}
+        last = self.state.step - 1
+        annealing = float(objectives.kl_annealing(last, self.preset.objective.kl_annealing_steps))
+        line = {**self._place(), **means, "lr": self._learning_rate(last), "kl_annealing": annealing}
         self.log.write({**line, "pairs_per_second": rate})
         display.loss(means["total"])
 
@@ -283,7 +320,7 @@ class _Run:
     def _validate(self, display: ProgressDisplay, stop: Callable[[], bool]) -> None:
         with self.clock.pause():
             self._require_finite()
-            found = validate(self.model, self.splits.valid, self.preset.objective, len(self.splits.train), stop)
+            found = validate(self._result(), self.splits.valid, self.preset.objective, len(self.splits.train), stop)
             if found is None:
                 return  # the checkpoint that follows knows that this validation is still to come
             for name, value in sorted(found.losses.items(), key=lambda loss: loss[0] == "total"):  # a term before their sum
@@ -314,7 +351,7 @@ class _Run:
     def _save_model(self) -> None:
         """Write the model as the run's result."""
         training = {"step": self.state.step, "epoch": self.state.step / self.epoch_steps, "best": self.state.best}
-        self.model.save(self.run_dir, preset=self.preset.to_dict(), training=training)
+        self._result().save(self.run_dir, preset=self.preset.to_dict(), training=training)
 
     def _save(self) -> None:
         with self.clock.pause():
@@ -337,7 +374,7 @@ class _Run:
     def _require_finite(self) -> dict[str, torch.Tensor]:
         """The tensors a checkpoint holds, if all of them, and all losses not yet looked at, are finite."""
         self._require_finite_losses()
-        tensors = gather(self.model, self.optimizer)
+        tensors = gather(self.model, self.optimizer, self.average)
         name = first_non_finite(tensors)
         if name is not None:
             self._fail(name, math.nan, self.state.step)
