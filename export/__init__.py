@@ -1,4 +1,4 @@
-"""Deployment: ONNX graphs of a model, sessions that run them without torch, and the proof that both compute the same."""
+"""Deployment: ONNX graphs and engines of a model, sessions that run them, and the proof that all compute the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iiae_fast.export.engines import BuildOptions, EngineInfo, build_tensorrt, inspect_engine
     from iiae_fast.export.graphs import GRAPHS, Graph
     from iiae_fast.export.int8 import quantize
     from iiae_fast.export.onnx import to_onnx
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from iiae_fast.export.session import Session, TensorInfo, load
 
 _OBJECTS = {
+    "BuildOptions": "engines",
+    "EngineInfo": "engines",
     "GRAPHS": "graphs",
     "Graph": "graphs",
     "ParityError": "parity",
@@ -24,6 +27,8 @@ _OBJECTS = {
     "Session": "session",
     "TOLERANCES": "parity",
     "TensorInfo": "session",
+    "build_tensorrt": "engines",
+    "inspect_engine": "engines",
     "load": "session",
     "model_repository": "repository",
     "quantize": "int8",
@@ -34,11 +39,15 @@ _OBJECTS = {
 __all__ = [
     "GRAPHS",
     "TOLERANCES",
+    "BuildOptions",
+    "EngineInfo",
     "Graph",
     "ParityError",
     "ParityReport",
     "Session",
     "TensorInfo",
+    "build_tensorrt",
+    "inspect_engine",
     "load",
     "model_repository",
     "quantize",

@@ -40,8 +40,8 @@ def quantize(
 ) -> Path:
     """Write an int8 version of a float32 graph, with ranges calibrated on data.
 
-    Weights are quantized per output channel. The graph's last layer stays float32: its error alone would go into the output
-    directly, and it is a small part of the work.
+    Weights are quantized per output channel. The last layer of each output stays float32: its error alone would go into
+    the output directly, and it is a small part of the work.
 
     Args:
         source: A file of ``to_onnx`` with ``precision="fp32"``.
@@ -75,12 +75,13 @@ def quantize(
 
     model: onnx.ModelProto = onnx.load(source)
     layers = [node for node in model.graph.node if node.op_type in _ALL_LAYERS]
-    if not any(node.op_type in _LAYERS[target] for node in layers[:-1]):
+    last = _last_layers(model.graph)
+    if not any(node.op_type in _LAYERS[target] for node in layers if node.name not in last):
         graph = session.metadata["graph"]
         raise InputError(
             f"{source}: graph {graph} has no layer but its last that {target} would run in int8; fp16 makes it smaller"
         )
-    quantized = _quantize(model, layers[-1].name, named, target)
+    quantized = _quantize(model, last, named, target)
     facts = {key: value for key, value in session.metadata.items() if key != "checksum"}
     facts |= {"precision": "int8", "calibration_samples": str(count), "target": target}
     path = Path(path)
@@ -96,7 +97,22 @@ def _finite(name: str, values: Array) -> NDArray[Any]:
     return array
 
 
-def _quantize(model: onnx.ModelProto, last_layer: str, samples: Mapping[str, NDArray[Any]], target: Target) -> onnx.ModelProto:
+def _last_layers(graph: onnx.GraphProto) -> list[str]:
+    """Names of the layers that no other layer comes after."""
+    before_layers: set[str] = set()  # values that a layer depends on
+    last = []
+    for node in reversed(graph.node):  # in topological order, so what comes after is known
+        leads_to_layer = not before_layers.isdisjoint(node.output)
+        if node.op_type in _ALL_LAYERS and not leads_to_layer:
+            last.append(node.name)
+        if node.op_type in _ALL_LAYERS or leads_to_layer:
+            before_layers.update(node.input)
+    return last
+
+
+def _quantize(
+    model: onnx.ModelProto, last_layers: list[str], samples: Mapping[str, NDArray[Any]], target: Target
+) -> onnx.ModelProto:
     import onnx
 
     quantization = require("onnxruntime.quantization", "onnx")
@@ -112,7 +128,7 @@ def _quantize(model: onnx.ModelProto, last_layer: str, samples: Mapping[str, NDA
             _Reader(samples),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=[*_LAYERS[target], *_BETWEEN],
-            nodes_to_exclude=[last_layer],
+            nodes_to_exclude=last_layers,
             activation_type=kinds.QUInt8 if on_cpu else kinds.QInt8,
             weight_type=kinds.QInt8,
             per_channel=True,

@@ -37,7 +37,19 @@ if TYPE_CHECKING:
     from iiae_fast.export import Session
     from iiae_fast.model import IIAE
 
-GraphName = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint", "decode_x", "decode_y", "x_to_y", "y_to_x"]
+GraphName = Literal[
+    "shared_x",
+    "shared_y",
+    "exclusive_x",
+    "exclusive_y",
+    "encode_x",
+    "encode_y",
+    "joint",
+    "decode_x",
+    "decode_y",
+    "x_to_y",
+    "y_to_x",
+]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DEFAULT_GRAPHS: tuple[GraphName, ...] = ("shared_x", "shared_y", "exclusive_x", "exclusive_y", "x_to_y", "y_to_x")
 ONNX_DIRECTORY = "onnx"

@@ -28,7 +28,7 @@ def session(export_graph: Export) -> Session:
 def test_figures() -> None:
     theirs = np.array([[1.0, 0.0], [0.0, 4.0], [0.0, 0.0]], np.float32)
     ours = np.array([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]], np.float32)
-    report = _compare(GRAPHS["shared_x"], "fp32", ours, theirs, 1e-4)
+    report = _compare(GRAPHS["shared_x"], "z_s", "fp32", ours, theirs, 1e-4)
     assert report.samples == 3
     assert report.max_absolute_error == 2
     assert report.worst_sample == 1
