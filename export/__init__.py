@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iiae_fast.export.engines import BuildOptions, EngineInfo, build_tensorrt, inspect_engine
     from iiae_fast.export.graphs import GRAPHS, Graph
-    from iiae_fast.export.int8 import quantize
     from iiae_fast.export.onnx import to_onnx
     from iiae_fast.export.parity import TOLERANCES, ParityError, ParityReport, verify
+    from iiae_fast.export.quantization import quantize
     from iiae_fast.export.repository import model_repository
     from iiae_fast.export.session import Session, TensorInfo, load
 
@@ -31,7 +31,7 @@ _OBJECTS = {
     "inspect_engine": "engines",
     "load": "session",
     "model_repository": "repository",
-    "quantize": "int8",
+    "quantize": "quantization",
     "to_onnx": "onnx",
     "verify": "parity",
 }

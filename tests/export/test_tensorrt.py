@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from collections import Counter
@@ -102,30 +103,34 @@ def normalization(info: EngineInfo) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.parametrize(("family", "graph", "input"), CASES)
-def test_int8_engines(
-    family: str, graph: str, input: str, export_graph: Export, models: dict[str, IIAE], tmp_path: Path
+def test_quantized_engines(
+    family: str, graph: str, input: str, precision: str, export_graph: Export, models: dict[str, IIAE], tmp_path: Path
 ) -> None:
     model, source = models[family], export_graph(family, graph, input=input)
     calibration = images(64) if input == "uint8" else pairs(model, 64)
-    model.eval()
-    samples = complete_inputs(load(source, device="cpu"), model, {n: v.numpy() for n, v in calibration.items()})
-    model.train()
-    quantized = quantize(source, tmp_path / "int8.onnx", samples, target="tensorrt")
+    samples = complete_inputs(load(source, device="cpu"), copy.deepcopy(model).eval(), calibration)
+    quantized = quantize(source, tmp_path / "small.onnx", samples, target="tensorrt", precision=precision)
     layers = Counter(node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS)
+    low = precision.upper()
     for target in RTX_TARGETS:
+        if precision == "fp8" and target in ("SM80", "SM86"):  # these GPUs have no 8-bit floats
+            with pytest.raises(InputError, match=rf"targets=\('{target}',\): accepted for fp8 are SM89, SM120"):
+                build_tensorrt(quantized, tmp_path / "engine.plan", flavor="tensorrt-rtx", targets=(target,))
+            continue
         info = build_tensorrt(quantized, tmp_path / "engine.plan", flavor="tensorrt-rtx", targets=(target,))
         check_sizes(info, quantized)
         check_table(info, quantized, lambda layer: "FLOAT")  # as dequantized; what reaches it is seen below
         producers = {tensor["name"]: layer for layer in info.layers for tensor in layer["outputs"]}
-        reads_int8 = 0
+        reads_low = 0
         for layer in info.layers:
             if layer["type"] in LAYERS.values():
                 sources = [producers[tensor["name"]] for tensor in layer["inputs"] if tensor["name"] in producers]
-                int8 = [one["type"] == "DEQUANTIZE" and one["inputs"][0]["dtype"] == "INT8" for one in sources]
-                reads_int8 += int8 == [True, True]  # the layer's input, and its weight
-        assert reads_int8 == layers.total() - len(info.outputs)  # all but the last layer of each output
-        assert any("Int8" in kernel["inputs"] for kernel in info.kernels), info.kernels
+                reads = [one["type"] == "DEQUANTIZE" and one["inputs"][0]["dtype"] == low for one in sources]
+                reads_low += reads == [True, True]  # the layer's input, and its weight
+        assert reads_low == layers.total() - len(info.outputs)  # all but the last layer of each output
+        assert any({"int8": "Int8", "fp8": "FP8"}[precision] in kernel["inputs"] for kernel in info.kernels)
 
 
 def test_profiles_and_options(export_graph: Export, tmp_path: Path) -> None:
