@@ -121,7 +121,7 @@ def test_for_tensorrt(
 def test_by_modelopt(precision: str, tmp_path: Path) -> None:
     pytest.importorskip("modelopt.onnx.quantization", reason="modelopt is not installed: pip install 'iiae_fast[quantize]'")
     torch.manual_seed(0)
-    config = ModelConfig(family="spatial", image_size=16, n_shared=32, n_exclusive=32, n_decoder=4, exclusive_dim=3)
+    config = ModelConfig(family="spatial", image_size=32, n_shared=32, n_exclusive=32, n_decoder=4, exclusive_dim=3)
     model = IIAE(config, backend="reference").eval()
     source = to_onnx(model, "shared_x", tmp_path / "fp32.onnx")
     samples = pairs(model, 64)["x"].numpy()
