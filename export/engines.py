@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["BuildOptions", "EngineInfo", "build_tensorrt", "inspect_engine", "read_engine"]
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def build_tensorrt(
     return info
 
 
-def inspect_engine(path: str | Path) -> EngineInfo:
+def inspect_engine(path: str | os.PathLike[str]) -> EngineInfo:
     """An engine's sidecar, once the engine's bytes were found to be those that it vouches for. Nothing is deserialized.
 
     Raises:
@@ -171,7 +172,7 @@ def inspect_engine(path: str | Path) -> EngineInfo:
     return read_engine(path)[0]
 
 
-def read_engine(path: str | Path) -> tuple[EngineInfo, bytes]:
+def read_engine(path: str | os.PathLike[str]) -> tuple[EngineInfo, bytes]:
     """What ``inspect_engine`` gives, and the engine's bytes.
 
     Raises:

@@ -174,7 +174,7 @@ class Session(ABC):
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     device: str = "auto",
     threads: int | None = None,
     max_batch: int | None = None,
