@@ -35,7 +35,7 @@ _LAYERS = {"cpu": ("Conv", "Gemm"), "tensorrt": ("Conv", "ConvTranspose", "Gemm"
 _BETWEEN = ("Concat", "LeakyRelu", "Relu", "Reshape")  # what may stand between them without leaving int8 on a CPU
 _ALL_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
-_BATCH = 32  # calibration samples per run
+_BATCH = 32  # calibration samples per run, at most
 
 
 def quantize(
@@ -55,7 +55,8 @@ def quantize(
         source: A file of ``to_onnx`` with ``precision="fp32"``.
         path: The file to write, whole or not at all.
         samples: Inputs as a session of ``source`` takes them, a few hundred that represent what the graph will meet. For int8,
-            the smallest and largest values seen set the ranges; for fp8, their spread.
+            the smallest and largest values seen set the ranges; for fp8, their spread, and then all activations of all samples
+            are held in memory.
         target: ``"cpu"``: uint8 activations, and weights of 7 bits, because x86 without VNNI adds two products in 16 bits and
             would saturate. ``"tensorrt"``: symmetric throughout, biases float32, as its parser takes them, and only the inputs
             of layers quantized, so that what follows a layer is computed before it is rounded.
@@ -221,8 +222,11 @@ class _Reader:
 
     @staticmethod
     def _parts(samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-        for start in range(0, len(next(iter(samples.values()))), _BATCH):
-            yield {name: np.ascontiguousarray(values[start : start + _BATCH]) for name, values in samples.items()}
+        count = len(next(iter(samples.values())))
+        # all of one size, because the collector of fp8 stacks what the runs gave
+        size = max(size for size in range(1, _BATCH + 1) if count % size == 0)
+        for start in range(0, count, size):
+            yield {name: np.ascontiguousarray(values[start : start + size]) for name, values in samples.items()}
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self._batches, None)
