@@ -101,7 +101,7 @@ class _Encoder:
         x = x.to(self.settings.device)
 
         def encode() -> tuple[Tensor, ...]:
-            return (evaluate(model, self.graph, {self.input: x}),)
+            return evaluate(model, self.graph, {self.input: x})
 
         function = compiled(encode, self.settings) if compile else encode
 
@@ -115,7 +115,7 @@ class _Encoder:
 def _case(settings: Settings, encoder: _Encoder, x: Tensor) -> Case:
     config = encoder.model.config
     with torch.inference_mode():
-        exact = evaluate(_double(encoder.model), encoder.graph, {encoder.input: x[:_CHECKED].double()})
+        (exact,) = evaluate(_double(encoder.model), encoder.graph, {encoder.input: x[:_CHECKED].double()})
 
     def check(precision: str) -> Callable[[Tensor], str]:
         def judge(found: Tensor) -> str:
@@ -207,7 +207,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="run directory; without it, random weights at a preset's widths")
     parser.add_argument("--preset", default="mnist-cdcb", choices=presets.names(), help="widths (default: mnist-cdcb)")
     parser.add_argument("--image-size", type=int, help="other than the preset's")
-    encoders = [name for name, graph in GRAPHS.items() if graph.kind == "encoder" and len(graph.inputs) == 1]
+    encoders = [
+        name for name, graph in GRAPHS.items() if graph.kind == "encoder" and len(graph.inputs) == len(graph.outputs) == 1
+    ]
     parser.add_argument("--graph", default="shared_x", choices=encoders, help="which encoder (default: shared_x)")
     parser.add_argument("--samples", type=Path, help=".npy of images or features, to calibrate and compare on (default: noise)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="batch sizes (default: 1 8 32)")

@@ -1,4 +1,4 @@
-"""Deployment: ONNX graphs of a model, sessions that run them without torch, and the proof that both compute the same."""
+"""Deployment: ONNX graphs and engines of a model, sessions that run them, and the proof that all compute the same."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iiae_fast.export.engines import BuildOptions, EngineInfo, build_tensorrt, inspect_engine
     from iiae_fast.export.graphs import GRAPHS, Graph
-    from iiae_fast.export.int8 import quantize
     from iiae_fast.export.onnx import to_onnx
     from iiae_fast.export.parity import TOLERANCES, ParityError, ParityReport, verify
+    from iiae_fast.export.quantization import quantize
     from iiae_fast.export.repository import model_repository
     from iiae_fast.export.session import Session, TensorInfo, load
 
 _OBJECTS = {
+    "BuildOptions": "engines",
+    "EngineInfo": "engines",
     "GRAPHS": "graphs",
     "Graph": "graphs",
     "ParityError": "parity",
@@ -24,9 +27,11 @@ _OBJECTS = {
     "Session": "session",
     "TOLERANCES": "parity",
     "TensorInfo": "session",
+    "build_tensorrt": "engines",
+    "inspect_engine": "engines",
     "load": "session",
     "model_repository": "repository",
-    "quantize": "int8",
+    "quantize": "quantization",
     "to_onnx": "onnx",
     "verify": "parity",
 }
@@ -34,11 +39,15 @@ _OBJECTS = {
 __all__ = [
     "GRAPHS",
     "TOLERANCES",
+    "BuildOptions",
+    "EngineInfo",
     "Graph",
     "ParityError",
     "ParityReport",
     "Session",
     "TensorInfo",
+    "build_tensorrt",
+    "inspect_engine",
     "load",
     "model_repository",
     "quantize",

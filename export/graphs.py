@@ -1,10 +1,11 @@
-"""The nine graphs that an IIAE is deployed as: what goes in, what comes out, and what the model computes between.
+"""The graphs that an IIAE is deployed as: what goes in, what comes out, and what the model computes between.
 
-| graph | inputs | output |
+| graph | inputs | outputs |
 |---|---|---|
 | shared_x, shared_y | x or y | z_s ``(B, D)``: mean of r(z_s\\|x) or r(z_s\\|y) |
 | joint | x, y | z_s ``(B, D)``: mean of q(z_s\\|x, y) |
 | exclusive_x, exclusive_y | x or y | z_x or z_y ``(B, E)``: mean of q(z_x\\|x) or q(z_y\\|y) |
+| encode_x, encode_y | x or y | z_s and z_x, or z_s and z_y: both of the above in one run |
 | decode_x, decode_y | z_s and z_x or z_y | x or y: mean of p(x\\|z_x, z_s) or p(y\\|z_y, z_s) |
 | x_to_y | x, z_y | y: mean of p(y\\|z_y, z_s) with z_s the mean of r(z_s\\|x) |
 | y_to_x | y, z_x | x: mean of p(x\\|z_x, z_s) with z_s the mean of r(z_s\\|y) |
@@ -27,6 +28,7 @@ from iiae_fast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from iiae_fast.gaussian import DiagonalGaussian
     from iiae_fast.model import IIAE
 
 Head = Literal["mean", "normalized", "gaussian"]
@@ -40,13 +42,13 @@ class Graph:
         name: What ``to_onnx`` calls it.
         kind: What it does.
         inputs: Input names, in order.
-        output: Name of the one output.
+        outputs: Output names, in order.
     """
 
     name: str
     kind: Literal["encoder", "decoder", "translator"]
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -57,15 +59,17 @@ class Graph:
 GRAPHS: dict[str, Graph] = {
     graph.name: graph
     for graph in (
-        Graph("shared_x", "encoder", ("x",), "z_s"),
-        Graph("shared_y", "encoder", ("y",), "z_s"),
-        Graph("exclusive_x", "encoder", ("x",), "z_x"),
-        Graph("exclusive_y", "encoder", ("y",), "z_y"),
-        Graph("joint", "encoder", ("x", "y"), "z_s"),
-        Graph("decode_x", "decoder", ("z_s", "z_x"), "x"),
-        Graph("decode_y", "decoder", ("z_s", "z_y"), "y"),
-        Graph("x_to_y", "translator", ("x", "z_y"), "y"),
-        Graph("y_to_x", "translator", ("y", "z_x"), "x"),
+        Graph("shared_x", "encoder", ("x",), ("z_s",)),
+        Graph("shared_y", "encoder", ("y",), ("z_s",)),
+        Graph("exclusive_x", "encoder", ("x",), ("z_x",)),
+        Graph("exclusive_y", "encoder", ("y",), ("z_y",)),
+        Graph("encode_x", "encoder", ("x",), ("z_s", "z_x")),
+        Graph("encode_y", "encoder", ("y",), ("z_s", "z_y")),
+        Graph("joint", "encoder", ("x", "y"), ("z_s",)),
+        Graph("decode_x", "decoder", ("z_s", "z_x"), ("x",)),
+        Graph("decode_y", "decoder", ("z_s", "z_y"), ("y",)),
+        Graph("x_to_y", "translator", ("x", "z_y"), ("y",)),
+        Graph("y_to_x", "translator", ("y", "z_x"), ("x",)),
     )
 }
 
@@ -101,13 +105,13 @@ def tensor_shape(model: IIAE, name: str) -> tuple[int, ...]:
     return (math.prod(model.shared_shape),) if name == "z_s" else (model.config.exclusive_dim,)
 
 
-def output_shape(model: IIAE, graph: Graph, head: Head) -> tuple[int, ...]:
-    """Shape of the output for one sample, without the batch."""
-    shape = tensor_shape(model, graph.output)
+def output_shape(model: IIAE, name: str, head: Head) -> tuple[int, ...]:
+    """Shape of an output for one sample, without the batch."""
+    shape = tensor_shape(model, name)
     return (2 * shape[0],) if head == "gaussian" else shape
 
 
-def evaluate(model: IIAE, graph: Graph, inputs: Mapping[str, Tensor], head: Head = "mean") -> Tensor:
+def evaluate(model: IIAE, graph: Graph, inputs: Mapping[str, Tensor], head: Head = "mean") -> tuple[Tensor, ...]:
     """What the graph computes, by the model's own methods.
 
     Args:
@@ -117,16 +121,23 @@ def evaluate(model: IIAE, graph: Graph, inputs: Mapping[str, Tensor], head: Head
         head: What an encoder gives: the ``"mean"``; the mean ``"normalized"`` to unit length, for cosine similarity as an inner
             product (a zero code stays zero); or, as ``"gaussian"``, the posterior packed as [mean | logvar] ``(B, 2D)``, for
             the Gaussian metrics of retrieval.
+
+    Returns:
+        The graph's outputs, in order.
     """
     if graph.kind == "decoder":
         decoded: Tensor = getattr(model, graph.name)(*(inputs[name] for name in graph.inputs))
-        return decoded
+        return (decoded,)
     samples = {name: inputs[name] for name in graph.samples}
     if graph.kind == "translator":
         exclusive = inputs[graph.inputs[1]]
         z_s = model.encode_shared(**samples)
-        return model.decode_x(z_s, exclusive) if graph.output == "x" else model.decode_y(z_s, exclusive)
-    posterior = model.posterior_shared(**samples) if graph.output == "z_s" else model.posterior_exclusive(**samples)
+        return (model.decode_x(z_s, exclusive) if graph.outputs == ("x",) else model.decode_y(z_s, exclusive),)
+    encoders = (model.posterior_shared if name == "z_s" else model.posterior_exclusive for name in graph.outputs)
+    return tuple(_code(posterior(**samples), head) for posterior in encoders)
+
+
+def _code(posterior: DiagonalGaussian, head: Head) -> Tensor:
     if head == "mean":
         return posterior.flat_mean()
     import torch

@@ -52,7 +52,8 @@ def to_onnx(
     Codes are the posteriors' means, so the graph is deterministic. BatchNorm is folded into the layer before it, and the
     log-variance half of an encoder's last layer is not computed where the output does not need it. Inputs and outputs are
     float32 at every precision (uint8 images apart); within, ``"fp16"`` and ``"bf16"`` hold for the layers and their
-    activations, while the image normalization, log-variances and the length of a normalized code stay float32.
+    activations, while the image normalization, log-variances and the length of a normalized code stay float32; with ``"bf16"``
+    transposed convolutions too, for no runtime has them in bf16.
 
     Args:
         model: On any device, in any mode.
@@ -145,7 +146,7 @@ class _GraphModule(nn.Module):
         self.graph = graph
         self.head = head
 
-    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
         inputs = {name: tensor for name, tensor in zip(self.graph.inputs, (first, second)) if tensor is not None}
         # uint8 images come as files hold them, channels last; the model normalizes them itself
         inputs = {name: t.permute(0, 3, 1, 2) if t.dtype == torch.uint8 else t for name, t in inputs.items()}
@@ -166,13 +167,14 @@ def _trace(model: IIAE, graph: Graph, input: Input, head: Head) -> onnx.ModelPro
             opset_version=OPSET,
             external_data=False,
             input_names=graph.inputs,
-            output_names=[graph.output],
+            output_names=graph.outputs,
             dynamic_shapes=tuple({0: batch} for _ in examples),
         )
     assert program is not None
     exported: onnx.ModelProto = program.model_proto
-    dims = [dim.dim_param or dim.dim_value for dim in exported.graph.output[0].type.tensor_type.shape.dim]
-    assert dims == ["batch", *output_shape(model, graph, head)], dims
+    for value, name in zip(exported.graph.output, graph.outputs, strict=True):
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        assert dims == ["batch", *output_shape(model, name, head)], dims
     return exported
 
 

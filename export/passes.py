@@ -16,8 +16,12 @@ _CHANNEL_LAYERS = ("Conv", "Gemm")
 
 
 def simplify(model: onnx.ModelProto) -> None:
-    """Fold channel slices into the layers before them, drop what nothing uses, and forget where the model was traced."""
+    """Fold channel slices into the layers before them, drop what nothing uses, and forget where the model was traced.
+
+    Images of files are cast before they are transposed: TensorRT does nothing else with uint8.
+    """
     _fold_channel_slices(model.graph)
+    _cast_before_transpose(model.graph)
     prune(model.graph)
     del model.graph.value_info[:]
     for value in [*model.graph.input, *model.graph.output]:
@@ -74,6 +78,28 @@ def _fold_channel_slices(graph: onnx.GraphProto) -> None:
             constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
         node.output[0] = after[0].output[0]
         graph.node.remove(after[0])
+
+
+def _cast_before_transpose(graph: onnx.GraphProto) -> None:
+    from onnx import TensorProto
+
+    bytes_in = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    for node in graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in bytes_in:
+            continue
+        (cast,) = users[node.output[0]]
+        assert cast.op_type == "Cast", cast.op_type
+        first, second = type(node)(), type(node)()
+        first.CopyFrom(node)
+        second.CopyFrom(cast)
+        for target, source in ((node, second), (cast, first)):  # each keeps its place and its values
+            target.op_type, target.name = source.op_type, source.name
+            del target.attribute[:]
+            target.attribute.extend(source.attribute)
 
 
 def _channel_window(starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> slice | None:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 # Computed in the low precision. Whatever is not listed (Div and Sub of the image normalization, Tanh of the output images, Clip
 # of log-variances, ReduceL2 of a normalized code) keeps float32: a sum of squares overflows fp16 at 65,504, exp(logvar) turns
 # an absolute error into a relative one, and the outputs are float32 anyway.
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LeakyRelu", "Relu")
+_LAYERS = {
+    "fp16": ("Conv", "ConvTranspose", "Gemm", "MatMul", "LeakyRelu", "Relu"),
+    # neither TensorRT (11.0, NVIDIA/TensorRT#4829), TensorRT-RTX (1.7) nor ONNX Runtime has a transposed convolution in bf16
+    "bf16": ("Conv", "Gemm", "MatMul", "LeakyRelu", "Relu"),
+}
 # Move values without computing on them, so they follow the precision of what they move. The rest of their inputs are shapes.
 _LAYOUT = ("Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -58,7 +62,7 @@ class _Lowering:
 
     def run(self) -> None:
         for node in self.graph.node:
-            if node.op_type in _LAYERS:
+            if node.op_type in _LAYERS[self.precision]:
                 self._compute_low(node, list(node.input))
             elif node.op_type in _LAYOUT and self._all_low(_moved(node)):
                 self._compute_low(node, _moved(node))

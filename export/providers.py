@@ -12,6 +12,9 @@ _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
+# The metadata entry of ``quantize(target="tensorrt")`` in a serialized model: key and value, each with its tag and length.
+_FOR_TENSORRT = b"\x0a\x06target\x12\x08tensorrt"
+
 _GRAPHS = {_CUDA: "enable_cuda_graph", _TENSORRT: "trt_cuda_graph_enable"}  # provider: its option
 
 
@@ -64,6 +67,10 @@ def choose(onnxruntime: Any, data: bytes, options: Any, device: str, cuda_graph:
 
 def _on_cpu(onnxruntime: Any, data: bytes, options: Any, why: str) -> tuple[Any, str, str]:
     reason = f"{_CPU}: {why}"
+    if _FOR_TENSORRT in data:
+        # as it stands, every Q/DQ pair rounds and layers compute in float32; optimized, they would saturate without VNNI
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        reason += "; quantized for TensorRT, whose arithmetic it simulates in float32"
     try:
         session = onnxruntime.InferenceSession(data, options, providers=[_CPU])
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:

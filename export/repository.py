@@ -1,6 +1,6 @@
 """A model repository for NVIDIA Triton Inference Server: a folder per graph, and ensembles that take images as files hold them.
 
-The configuration files follow the server's ``model_config.proto`` and its ONNX Runtime backend.
+The configuration files follow the server's ``model_config.proto`` and its ONNX Runtime and TensorRT backends.
 """
 
 from __future__ import annotations
@@ -15,13 +15,25 @@ from typing import Literal, get_args
 
 from iiae_fast.errors import InputError, require
 from iiae_fast.export.precision import OPSET
-from iiae_fast.export.session import Session, TensorInfo, load
+from iiae_fast.export.session import TensorInfo, is_engine, load
 from iiae_fast.storage import write_atomic
 
 Kind = Literal["auto", "cpu", "gpu"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 _NORMALIZE = "normalize"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A graph or an engine; ``profiles`` are how many an engine has, and None of a graph."""
+
+    data: bytes
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    graph: str
+    max_batch: int | None
+    profiles: int | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ def model_repository(
     max_queue_delay: float = 0.001,
     threads: int | None = None,
 ) -> Path:
-    """Lay exported graphs out as NVIDIA Triton Inference Server loads them: ``MODEL/1/model.onnx``, ``MODEL/config.pbtxt``.
+    """Lay graphs and engines out as NVIDIA Triton Inference Server loads them: ``MODEL/1/model.onnx``, ``MODEL/config.pbtxt``.
 
     As far as their parts are given there are ensembles beside the graphs: ``encode_x`` and ``encode_y`` take a sample and give
     every code that there is an encoder for; ``translate_x_to_y`` and ``translate_y_to_x`` take a sample and a ``style`` of the
@@ -58,21 +70,24 @@ def model_repository(
     that take float32. Requests that arrive together are batched.
 
     Args:
-        paths: What ``to_onnx`` wrote; a model is named after its graph. A dictionary gives names of your own; of two files with
-            the same graph, ensembles take the first.
+        paths: What ``to_onnx``, ``quantize`` or ``build_tensorrt`` wrote; a model is named after its graph. A dictionary gives
+            names of your own; of two files with the same graph, ensembles take the first. Engines are copied as
+            ``MODEL/1/model.plan`` and must be TensorRT's: the server has no TensorRT-RTX.
         directory: Of the repository, made when absent. Models of the same names are written over, others left alone.
         max_batch: Largest batch that the server forms, where a file sets no lower limit of its own.
-        kind: Where instances run: ``"cpu"``, ``"gpu"``, or ``"auto"``, on GPUs where the server finds them.
+        kind: Where instances of graphs run: ``"cpu"``, ``"gpu"``, or ``"auto"``, on GPUs where the server finds them. Engines
+            run on GPUs.
         instances: Of each graph, on each device.
         max_queue_delay: Longest wait for a batch to fill, in seconds.
-        threads: CPU threads of one run; None leaves it to ONNX Runtime.
+        threads: CPU threads of one run of a graph; None leaves it to ONNX Runtime.
 
     Returns:
         ``directory``, for ``tritonserver --model-repository``.
 
     Raises:
-        InputError: No path, a name twice or not usable, graphs of models with other inputs, or an argument out of range.
-        CheckpointError: A file is missing, altered, or not of ``to_onnx``.
+        InputError: No path, a name twice or not usable, graphs of models with other inputs, an engine that the server cannot
+            run, or an argument out of range.
+        CheckpointError: A file is missing, altered, or not of this package.
         MissingExtraError: ``onnx`` or ``onnxruntime`` is not installed.
     """
     for name, value in (("max_batch", max_batch), ("instances", instances), ("threads", threads)):
@@ -84,8 +99,8 @@ def model_repository(
     if not 0 <= max_queue_delay <= 60:
         raise InputError(f"max_queue_delay={max_queue_delay!r}: accepted are 0 to 60 seconds")
     files = _named(paths)
-    sessions = {name: load(path, device="cpu") for name, path in files.items()}
-    ensembles = _ensembles(sessions)
+    models = {name: _open(path) for name, path in files.items()}
+    ensembles = _ensembles(models)
     for ensemble in ensembles:
         if ensemble.name in files:
             raise InputError(f"model name {ensemble.name!r}: this is the name of the ensemble of these graphs")
@@ -94,10 +109,12 @@ def model_repository(
     directory = Path(directory)
     options = _graph_options(kind, instances, max_queue_delay, threads)
     batches = {_NORMALIZE: max_batch}
-    for name, session in sessions.items():
-        batches[name] = min(max_batch, session.max_batch or max_batch)
-        write_atomic(directory / name / "1" / "model.onnx", files[name].read_bytes())
-        write_atomic(directory / name / "config.pbtxt", _config(name, batches[name], session.inputs, session.outputs, options))
+    for name, model in models.items():
+        batches[name] = min(max_batch, model.max_batch or max_batch)
+        engine = model.profiles is not None
+        write_atomic(directory / name / "1" / ("model.plan" if engine else "model.onnx"), model.data)
+        of_model = _engine_options(instances, max_queue_delay, model.profiles) if model.profiles is not None else options
+        write_atomic(directory / name / "config.pbtxt", _config(name, batches[name], model.inputs, model.outputs, of_model))
     if image is not None:
         normalized = TensorInfo("normalized", "float32", (None, image.shape[3], *image.shape[1:3]))
         write_atomic(directory / _NORMALIZE / "1" / "model.onnx", _normalizer(image, normalized))
@@ -121,7 +138,7 @@ def _named(paths: Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str, 
     else:
         files = {}
         for path in paths:
-            graph = load(path, device="cpu").metadata["graph"]
+            graph = _open(Path(path)).graph
             if graph in files:
                 raise InputError(
                     f"{path}: graph {graph!r} is also that of {files[graph]}; give a dictionary of names and paths"
@@ -135,35 +152,55 @@ def _named(paths: Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str, 
     return files
 
 
-def _ensembles(sessions: Mapping[str, Session]) -> list[_Ensemble]:
+def _open(path: Path) -> _Model:
+    if not is_engine(path):
+        session = load(path, device="cpu")
+        graph = session.metadata["graph"]
+        return _Model(path.read_bytes(), session.inputs, session.outputs, graph, session.max_batch, None)
+    from iiae_fast.export.engines import read_engine
+
+    info, plan = read_engine(path)
+    if info.flavor != "tensorrt":
+        raise InputError(f"{path}: an engine of {info.flavor}, which the server has no backend for; give it the ONNX file")
+    smallest = min(batches[0] for batches in info.profiles)
+    if smallest > 1:
+        raise InputError(f"{path}: takes batches from {smallest} on, and a server's start at 1")
+    return _Model(plan, info.inputs, info.outputs, info.metadata["graph"], info.max_batch, len(info.profiles))
+
+
+def _ensembles(models: Mapping[str, _Model]) -> list[_Ensemble]:
     graphs: dict[str, str] = {}
-    for name, session in sessions.items():
-        graphs.setdefault(session.metadata["graph"], name)
+    for name, model in models.items():
+        graphs.setdefault(model.graph, name)
     ensembles = []
     for domain in ("x", "y"):
-        models = [graphs[graph] for graph in (f"shared_{domain}", f"exclusive_{domain}") if graph in graphs]
-        if models:
-            outputs = [info for model in models for info in sessions[model].outputs]
-            ensembles.append(_ensemble(f"encode_{domain}", {domain: domain}, models, outputs, sessions))
+        name = f"encode_{domain}"
+        if graphs.get(name) == name:
+            continue  # the graph is what the ensemble would be
+        single = (name,) if name in graphs else (f"shared_{domain}", f"exclusive_{domain}")
+        parts = [graphs[graph] for graph in single if graph in graphs]
+        if parts:
+            outputs = [info for part in parts for info in models[part].outputs]
+            ensembles.append(_ensemble(name, {domain: domain}, parts, outputs, models))
     for source, target in (("x", "y"), ("y", "x")):
         wanted = (f"exclusive_{target}", f"{source}_to_{target}")
         if all(graph in graphs for graph in wanted):
-            models = [graphs[graph] for graph in wanted]
+            parts = [graphs[graph] for graph in wanted]
             names = {source: source, target: "style"}
-            outputs = list(sessions[models[1]].outputs)
-            ensembles.append(_ensemble(f"translate_{source}_to_{target}", names, models, outputs, sessions))
+            outputs = list(models[parts[1]].outputs)
+            ensembles.append(_ensemble(f"translate_{source}_to_{target}", names, parts, outputs, models))
     return ensembles
 
 
 def _ensemble(
-    name: str, sources: Mapping[str, str], models: list[str], outputs: list[TensorInfo], sessions: Mapping[str, Session]
+    name: str, sources: Mapping[str, str], parts: list[str], outputs: list[TensorInfo], models: Mapping[str, _Model]
 ) -> _Ensemble:
-    """Models in order, fed from the ensemble's inputs (``sources``: the models' names to the ensemble's) or from codes."""
+    """Parts in order, fed from the ensemble's inputs (``sources``: the models' names to the ensemble's) or from codes."""
     inputs: dict[str, TensorInfo] = {}
     steps: list[_Step] = []
-    for model in models:
+    for part in parts:
         mapped = {}
-        for info in sessions[model].inputs:
+        for info in models[part].inputs:
             source = sources.get(info.name)
             if source is None:
                 mapped[info.name] = info.name  # a code from the step before
@@ -172,14 +209,12 @@ def _ensemble(
             shape = (None, *info.shape[2:], info.shape[1]) if image else info.shape
             given = TensorInfo(source, "uint8" if image else info.dtype, shape)
             if inputs.setdefault(source, given) != given:
-                raise InputError(
-                    f"{model} takes {source} as {shape}, another graph as {inputs[source].shape}: not of one model"
-                )
+                raise InputError(f"{part} takes {source} as {shape}, another graph as {inputs[source].shape}: not of one model")
             mapped[info.name] = f"{source}_normalized" if image else source
             step = _Step(_NORMALIZE, {"image": source}, {"normalized": f"{source}_normalized"})
             if image and step not in steps:
                 steps.append(step)
-        steps.append(_Step(model, mapped, {info.name: info.name for info in sessions[model].outputs}))
+        steps.append(_Step(part, mapped, {info.name: info.name for info in models[part].outputs}))
     return _Ensemble(name, list(inputs.values()), outputs, steps)
 
 
@@ -231,6 +266,15 @@ def _graph_options(kind: Kind, instances: int, max_queue_delay: float, threads: 
     if threads is not None:
         lines.append(f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}')
     return lines
+
+
+def _engine_options(instances: int, max_queue_delay: float, profiles: int) -> list[str]:
+    names = ", ".join(f'"{index}"' for index in range(profiles))
+    return [
+        'platform: "tensorrt_plan"',
+        f"instance_group [ {{ count: {instances} kind: KIND_GPU profile: [ {names} ] }} ]",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {round(max_queue_delay * 1e6)} }}",
+    ]
 
 
 def _scheduling(steps: Iterable[_Step]) -> list[str]:

@@ -1,10 +1,15 @@
-"""Run an exported graph with ONNX Runtime: needs onnxruntime and numpy, not torch; takes torch tensors all the same."""
+"""Run an exported graph: what all sessions have in common, and ``load``, which opens one.
+
+An ONNX session needs onnxruntime and numpy, not torch; it takes torch tensors all the same. An engine needs torch and a GPU.
+"""
 
 from __future__ import annotations
 
 __all__ = ["Session", "TensorInfo", "by_name", "load"]
 
+import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_fast.errors import CheckpointError, InputError, require
-from iiae_fast.export.providers import choose
-from iiae_fast.export.sealing import sealed
-from iiae_fast.storage import read_whole
+from iiae_fast.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 ArrayT = TypeVar("ArrayT", bound="Array")
 
-_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+SIDECAR = ".json"  # of an engine: the engine's name and this
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,16 @@ class TensorInfo:
     shape: tuple[int | None, ...]
 
 
-class Session:
+class Session(ABC):
     """One graph, ready to run; ``load`` makes it. It may be called from several threads at once.
 
     Attributes:
         inputs: What it takes, in order.
-        outputs: What it gives.
+        outputs: What it gives, in order.
         metadata: What ``to_onnx`` wrote into the file.
         max_batch: Largest batch of one run, or None; calls split larger ones.
         device: ``"cpu"`` or ``"cuda:0"`` and so on.
-        providers: ONNX Runtime's execution providers, in order of preference.
-        reason: Why these, in words.
+        reason: What runs it and why, in words.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -62,22 +63,12 @@ class Session:
     metadata: dict[str, str]
     max_batch: int | None
     device: str
-    providers: tuple[str, ...]
     reason: str
-
-    def __init__(self, runtime: Any, device: str, reason: str) -> None:
-        self._runtime = runtime
-        self.device = device
-        self.reason = reason
-        self.providers = tuple(runtime.get_providers())
-        self.metadata = dict(runtime.get_modelmeta().custom_metadata_map)
-        self.inputs = tuple(_describe(value) for value in runtime.get_inputs())
-        self.outputs = tuple(_describe(value) for value in runtime.get_outputs())
-        self.max_batch = int(self.metadata["max_batch"]) if self.metadata["max_batch"] else None
 
     def __repr__(self) -> str:
         facts = " ".join(self.metadata[key] for key in ("family", "graph", "precision"))
-        return f"<Session {facts}: {', '.join(i.name for i in self.inputs)} -> {self.outputs[0].name} on {self.device}>"
+        taken, given = (", ".join(info.name for info in infos) for infos in (self.inputs, self.outputs))
+        return f"<{type(self).__name__} {facts}: {taken} -> {given} on {self.device}>"
 
     def __call__(self, inputs: Inputs) -> Any:
         """Run the graph on a batch of any size.
@@ -87,8 +78,8 @@ class Session:
                 input also the array itself. numpy arrays or torch tensors of the dtypes and shapes that ``Session.inputs`` has.
 
         Returns:
-            A dictionary of outputs by name for a dictionary of inputs, else the one output as an array: numpy for numpy; for
-            torch, a tensor on the first input's device. An empty batch gives an empty output.
+            A dictionary of outputs by name for a dictionary of inputs, else the one output as an array, or a tuple of several:
+            numpy for numpy; for torch, tensors on the first input's device. An empty batch gives empty outputs.
 
         Raises:
             InputError: An input is missing, unknown, of another dtype or shape, or batches differ.
@@ -100,7 +91,9 @@ class Session:
         outputs = {info.name: _empty(like, (batch, *info.shape[1:]), info.dtype, self.device) for info in self.outputs}
         self._run(arrays, outputs, batch)
         results = {name: _to_device_of(like, output) for name, output in outputs.items()}
-        return results if isinstance(inputs, Mapping) else results[self.outputs[0].name]
+        if isinstance(inputs, Mapping):
+            return results
+        return tuple(results.values()) if len(results) > 1 else results[self.outputs[0].name]
 
     def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Run the graph from your buffers into your buffers, without a copy.
@@ -175,63 +168,60 @@ class Session:
         if kind == "output" and not writable:
             raise InputError(f"output {name!r} cannot be written to: it is read-only or requires a gradient")
 
+    @abstractmethod
     def _run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], batch: int) -> None:
         """Checked, contiguous buffers, in parts of at most ``max_batch``."""
-        step = self.max_batch or max(batch, 1)
-        for start in range(0, batch, step):
-            binding = self._runtime.io_binding()
-            for arrays, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
-                for name, array in arrays.items():
-                    _bind(bind, name, array[start : start + step])
-            _wait_for_producers(inputs)
-            self._runtime.run_with_iobinding(binding)
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     device: str = "auto",
     threads: int | None = None,
     max_batch: int | None = None,
     cuda_graph: bool = False,
 ) -> Session:
-    """Open an exported graph.
+    """Open an exported graph or an engine.
 
     Args:
-        path: What ``to_onnx`` wrote.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, ``"tensorrt"`` (ONNX Runtime's TensorRT provider), or ``"auto"``: CUDA
-            where this onnxruntime has it and it starts, else the CPU. ``Session.reason`` says what was chosen and why.
-        threads: CPU threads for one run; None leaves it to ONNX Runtime (one per physical core).
+        path: What ``to_onnx``, ``quantize`` or ``build_tensorrt`` wrote, or what the last returned.
+        device: Of ONNX graphs ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, ``"tensorrt"`` (ONNX Runtime's TensorRT provider), or
+            ``"auto"``: CUDA where this onnxruntime has it and it starts, else the CPU. Of engines ``"auto"``, ``"cuda"``,
+            ``"cuda:1"``, …. ``Session.reason`` says what was chosen and why.
+        threads: CPU threads for one run; None leaves it to ONNX Runtime (one per physical core). Not of engines.
         max_batch: Split batches at this size, where the file sets no lower limit of its own: it bounds memory.
-        cuda_graph: On a GPU, capture the first run in a CUDA graph and replay it from then on, without the launches' cost.
-            Every run must then be a ``run_into`` of the same buffers on the device: ONNX Runtime replays into their addresses.
+        cuda_graph: On a GPU, capture runs in CUDA graphs and replay them from then on, without the launches' cost. An ONNX
+            session captures its first run, and every run must then be a ``run_into`` of the same buffers on the device: ONNX
+            Runtime replays into their addresses. An engine captures the first run of every batch size, on buffers of its own.
 
     Raises:
-        CheckpointError: The file is missing, not ONNX, truncated, altered, or not written by ``to_onnx``.
-        InputError: An argument is not accepted, or the device is not there.
-        MissingExtraError: ``onnxruntime`` is not installed; or ``onnx`` is not and a bf16 graph is to run on the CPU.
+        CheckpointError: The file is missing, neither ONNX nor an engine, truncated, altered, or not written by this package.
+        InputError: An argument is not accepted, the device is not there, or the engine is for another version or GPU.
+        MissingExtraError: ``onnxruntime``, or the engine's flavor of TensorRT, is not installed; or ``onnx`` is not and a bf16
+            graph is to run on the CPU.
     """
     for name, value in (("threads", threads), ("max_batch", max_batch)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise InputError(f"{name}={value!r}: accepted is a whole number of at least 1, or None")
-    onnxruntime = require("onnxruntime", "onnx")
     path = Path(path)
-    data = read_whole(path, "an ONNX file")
-    intact = sealed(data)
-    if intact is False:
-        raise CheckpointError(f"{path}: altered since it was exported (checksum differs)")
-    if intact is None:
-        raise CheckpointError(f"{path}: {_what_is_it(onnxruntime, data)}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings about its own optimizations are no news to a user
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    runtime, chosen, reason = choose(onnxruntime, data, options, device, cuda_graph)
-    if cuda_graph and chosen == "cpu":
-        raise InputError(f"cuda_graph=True needs a GPU; {reason}")
-    session = Session(runtime, chosen, reason)
+    session: Session
+    if is_engine(path):
+        from iiae_fast.export.engine_session import open_engine
+
+        if threads is not None:
+            raise InputError(f"threads={threads}: an engine runs on a GPU; accepted is None")
+        session = open_engine(path, device, cuda_graph)
+    else:
+        from iiae_fast.export.onnx_session import open_onnx
+
+        session = open_onnx(path, device, threads, cuda_graph)
     if max_batch is not None:
         session.max_batch = min(max_batch, session.max_batch or max_batch)
     return session
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file claims to be an engine: by its sidecar, or by the name that engines commonly have."""
+    return path.suffix in (".plan", ".engine", ".trt") or (path.suffix != ".onnx" and os.path.exists(f"{path}{SIDECAR}"))
 
 
 def by_name(inputs: Inputs, names: Sequence[str], taker: str) -> Mapping[str, Array]:
@@ -250,20 +240,6 @@ def by_name(inputs: Inputs, names: Sequence[str], taker: str) -> Mapping[str, Ar
     if len(names) != 1:
         raise InputError(f"{wanted}: give a dictionary of them, or a tuple in this order, not one {type(inputs).__name__}")
     return {names[0]: inputs}  # type: ignore[dict-item]  # whatever it is: checked by who takes it
-
-
-def _what_is_it(onnxruntime: Any, data: bytes) -> str:
-    """A file without our checksum, in words."""
-    try:
-        onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    except Exception:  # its exception classes have no common base
-        return "truncated, or not an ONNX file"
-    return "an ONNX model, but not as iiae_fast.export.to_onnx wrote it (no checksum at its end)"
-
-
-def _describe(value: Any) -> TensorInfo:
-    shape = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
-    return TensorInfo(value.name, _DTYPES[value.type], shape)
 
 
 def _sample(info: TensorInfo) -> tuple[int, ...]:
@@ -302,18 +278,3 @@ def _empty(like: Array, shape: tuple[int | None, ...], dtype: str, device: str) 
 
 def _to_device_of(like: Array, output: Array) -> Array:
     return output if isinstance(output, np.ndarray) or isinstance(like, np.ndarray) else output.to(like.device)
-
-
-def _bind(bind: Any, name: str, array: Array) -> None:
-    if isinstance(array, np.ndarray):
-        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    else:
-        dtype = np.dtype(str(array.dtype).removeprefix("torch."))
-        bind(name, array.device.type, array.device.index or 0, dtype, tuple(array.shape), array.data_ptr())
-
-
-def _wait_for_producers(inputs: Mapping[str, Array]) -> None:
-    """ONNX Runtime reads on a CUDA stream of its own, so what torch has queued on its stream must be done."""
-    for array in inputs.values():
-        if not isinstance(array, np.ndarray) and array.is_cuda:
-            sys.modules["torch"].cuda.current_stream(array.device).synchronize()

@@ -136,6 +136,10 @@ class Embed:
         graph = export.GRAPHS[session.metadata["graph"]]
         if graph.kind != "encoder":
             raise InputError(f"{self.model}: graph {graph.name} is no encoder")
+        if len(graph.outputs) > 1:
+            raise InputError(
+                f"{self.model}: graph {graph.name} gives {', '.join(graph.outputs)}; embed takes graphs of one code"
+            )
         if self.code not in ("auto", graph.name):
             raise InputError(f"--code {self.code}: {self.model} holds graph {graph.name}")
 

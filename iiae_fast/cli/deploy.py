@@ -37,8 +37,21 @@ if TYPE_CHECKING:
     from iiae_fast.export import Session
     from iiae_fast.model import IIAE
 
-GraphName = Literal["shared_x", "shared_y", "exclusive_x", "exclusive_y", "joint", "decode_x", "decode_y", "x_to_y", "y_to_x"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+GraphName = Literal[
+    "shared_x",
+    "shared_y",
+    "exclusive_x",
+    "exclusive_y",
+    "encode_x",
+    "encode_y",
+    "joint",
+    "decode_x",
+    "decode_y",
+    "x_to_y",
+    "y_to_x",
+]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 DEFAULT_GRAPHS: tuple[GraphName, ...] = ("shared_x", "shared_y", "exclusive_x", "exclusive_y", "x_to_y", "y_to_x")
 ONNX_DIRECTORY = "onnx"
 PARITY_FILE = "parity.json"
@@ -47,46 +60,89 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Export:
-    """Write graphs of a model as ONNX files, run each with ONNX Runtime and compare it with the model.
+    """Write graphs of a model as ONNX files, run each with ONNX Runtime and compare it with the model; build engines of them.
 
     Attributes:
         run_dir: A run directory.
         graphs: Which ones.
-        out: Directory to write GRAPH.onnx and parity.json to; by default RUN/onnx.
-        precision: Of weights and activations; int8 is calibrated on training pairs, and for graphs that encode.
+        to: onnx; or engines too, by tensorrt (for the GPU of this machine) or tensorrt-rtx (for GPUs that need not be there).
+        inspect: Instead of a run: an engine to describe, layer by layer. Nothing of it is run.
+        out: Directory to write GRAPH.onnx, GRAPH.plan and parity.json to; by default RUN/onnx.
+        precision: Of weights and activations; int8 is calibrated on training pairs, and without --to for graphs that encode;
+            fp8 is for engines.
         input: float32: images (B, C, H, W) in [−1, 1]; uint8: images (B, H, W, C) as files hold them.
         head: What encoders give: mean; normalized (to length 1, for cosine); gaussian ([mean | logvar], for those metrics).
         max_batch: Largest batch of one run.
+        batch: Of engines: the smallest batch, the one to tune for, and the largest (default: 1 16 256, cut to --max-batch).
+        targets: Of tensorrt-rtx: compute capabilities to build for (default: SM80 SM86 SM89 SM120; of fp8 the last two).
         samples: Test pairs to compare on.
         calibration: Training pairs that int8 ranges are taken from.
         json: Print the comparison as JSON.
     """
 
-    run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    run_dir: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RUN")]] = None
     graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS
+    to: Target = "onnx"
+    inspect: Annotated[Path | None, tyro.conf.arg(metavar="ENGINE")] = None
     out: Path | None = None
     precision: Precision = "fp32"
     input: Literal["float32", "uint8"] = "float32"
     head: Literal["mean", "normalized", "gaussian"] = "mean"
     max_batch: int | None = None
+    batch: tuple[int, int, int] | None = None
+    targets: tuple[str, ...] | None = None
     samples: int = 256
     calibration: int = 256
     json: bool = False
 
     def run(self) -> int:
         """Export, verify, print."""
-        from iiae_fast import data
-        from iiae_fast.cli.runs import open_model, open_preset, record_command
+        if (self.run_dir is None) == (self.inspect is None):
+            raise InputError("give either a run directory, iiae export RUN, or an engine, iiae export --inspect ENGINE")
+        if self.run_dir is None:
+            return self._inspect()
+        self._check_options()
+        return self._export(self.run_dir)
 
+    def _inspect(self) -> int:
+        from iiae_fast import export
+        from iiae_fast.cli import engines
+
+        assert self.inspect is not None
+        info = export.inspect_engine(self.inspect)
+        if self.json:
+            print_json(engines.describe(info))
+        else:
+            engines.inspect(info)
+        return 0
+
+    def _check_options(self) -> None:
         for name in ("samples", "calibration"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: accepted is a whole number of at least 1")
-        model, preset = open_model(self.run_dir, "cpu"), open_preset(self.run_dir)
-        out = self.out or self.run_dir / ONNX_DIRECTORY
+        if self.to == "onnx":
+            for name in ("batch", "targets"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"--{name} is of engines: give --to tensorrt or --to tensorrt-rtx too")
+            if self.precision == "fp8":
+                raise InputError("--precision fp8 is of engines: give --to tensorrt or --to tensorrt-rtx too")
+        else:
+            from iiae_fast.export.flavors import open_flavor
+
+            open_flavor(self.to)  # say that it is missing before an export, not after
+
+    def _export(self, run_dir: Path) -> int:
+        from iiae_fast import data
+        from iiae_fast.cli import engines
+        from iiae_fast.cli.runs import open_model, open_preset, record_command
+
+        model, preset = open_model(run_dir, "cpu"), open_preset(run_dir)
+        splits = data.load(preset.data)
+        out = self.out or run_dir / ONNX_DIRECTORY
         found = export_graphs(
             model,
             preset,
-            data.load(preset.data),
+            splits,
             out,
             self.graphs,
             self.precision,
@@ -95,14 +151,20 @@ class Export:
             max_batch=self.max_batch,
             samples=self.samples,
             calibration=self.calibration,
-            run=self.run_dir.resolve().name,
+            run=run_dir.resolve().name,
+            target="cpu" if self.to == "onnx" else "tensorrt",
         )
+        if self.to != "onnx":
+            compared = _graph_inputs(splits.test, self.samples, self.input)
+            found["engines"] = engines.build_engines(model, out, self.graphs, self.to, self.batch, self.targets, compared)
         if self.out is None:
-            record_command(self.run_dir)
+            record_command(run_dir)
         if self.json:
             print_json({"out": str(out), **found})
         else:
             show(found)
+            if self.to != "onnx":
+                engines.show_engines(found["engines"])
             print(f"written to {out}")
         return 0
 
@@ -121,6 +183,7 @@ def export_graphs(
     max_batch: int | None = None,
     samples: int = 256,
     calibration: int = 256,
+    target: Literal["cpu", "tensorrt"] = "cpu",
 ) -> dict[str, Any]:
     """Write ``GRAPH.onnx`` for each graph, verify it on test pairs, and repeat the retrieval with ONNX Runtime.
 
@@ -130,12 +193,13 @@ def export_graphs(
         splits: Test pairs to verify and retrieve with, training pairs to calibrate on.
         out: Directory of the files, and of ``parity.json`` with what is returned.
         graphs: Which ones.
-        precision: As for ``export.to_onnx``; or ``"int8"``, by ``export.quantize``.
+        precision: As for ``export.to_onnx``; or ``"int8"`` or ``"fp8"``, by ``export.quantize``.
         run: Name of the training run, for the files.
         input, max_batch: As for ``export.to_onnx``.
         head: Likewise, of encoders; other graphs have no choice of it.
         samples: Test pairs for verification; retrieval takes them all.
-        calibration: Training pairs for int8.
+        calibration: Training pairs for int8 and fp8.
+        target: What int8 and fp8 are for, as for ``export.quantize``.
 
     Returns:
         ``"graphs"``: a ``ParityReport`` each, as a dictionary. With both shared encoders among them (and ``head="mean"``) also
@@ -153,7 +217,7 @@ def export_graphs(
     if len(set(graphs)) < len(graphs) or not graphs:
         raise InputError(f"--graphs {' '.join(graphs)}: name each at most once, and at least one")
     for name, split in (("test", splits.test), ("train", splits.train)):
-        if not len(split) and (name == "test" or precision == "int8"):
+        if not len(split) and (name == "test" or precision in ("int8", "fp8")):
             raise InputError(
                 f"the {name} split is empty: there is nothing to {'compare' if name == 'test' else 'calibrate'} on"
             )
@@ -163,12 +227,13 @@ def export_graphs(
     for (position,) in spans(len(graphs), 1, "exporting"):
         graph, path = graphs[position], out / f"{graphs[position]}.onnx"
         of_graph = head if export.GRAPHS[graph].kind == "encoder" else "mean"
-        if precision == "int8":
+        if precision == "int8" or precision == "fp8":
             with tempfile.TemporaryDirectory() as folder:
                 source = Path(folder) / path.name
                 export.to_onnx(model, graph, source, "fp32", input, max_batch, of_graph, metadata)
                 given = _graph_inputs(splits.train, calibration, input)
-                export.quantize(source, path, complete_inputs(export.load(source, device="cpu"), model, given))
+                samples_of = complete_inputs(export.load(source, device="cpu"), model, given)
+                export.quantize(source, path, samples_of, target, precision)
         else:
             export.to_onnx(model, graph, path, precision, input, max_batch, of_graph, metadata)
         sessions[graph] = export.load(path, device="cpu")

@@ -14,7 +14,7 @@ _ENUMS = {
 _MESSAGES = {
     "ModelInput": "name:string=1 data_type:DataType=2 dims:int64*=3",
     "ModelOutput": "name:string=1 data_type:DataType=2 dims:int64*=3",
-    "ModelInstanceGroup": "kind:Kind=4 count:int32=2",
+    "ModelInstanceGroup": "kind:Kind=4 count:int32=2 profile:string*=5",
     "ModelDynamicBatching": "max_queue_delay_microseconds:uint64=2",
     "InputMapEntry": "key:string=1 value:string=2",
     "OutputMapEntry": "key:string=1 value:string=2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from server_config import parse
 
 from iiae_fast import IIAE
 from iiae_fast.errors import CheckpointError, InputError
-from iiae_fast.export import load, model_repository
+from iiae_fast.export import EngineInfo, engines, load, model_repository
 
 Export = Callable[..., Path]
 
@@ -158,6 +159,78 @@ def test_names_of_your_own(export_graph: Export, tmp_path: Path) -> None:
     assert [step.model_name for step in parsed["encode_x"].ensemble_scheduling.step] == ["normalize", "fast"]
     assert (directory / "fast" / "1" / "model.onnx").read_bytes() == fast.read_bytes()
     load(directory / "fast" / "1" / "model.onnx")
+
+
+def test_one_graph_of_both_codes_takes_the_place_of_its_parts(export_graph: Export, tmp_path: Path) -> None:
+    both, shared = export_graph("spatial", "encode_x", input="uint8"), export_graph("spatial", "shared_x")
+    parsed = configs(model_repository([both, shared], tmp_path / "a"))
+    assert set(parsed) == {"encode_x", "shared_x"}
+    assert parsed["encode_x"].platform == "onnxruntime_onnx"
+    assert [value.name for value in parsed["encode_x"].output] == ["z_s", "z_x"]
+    parsed = configs(model_repository({"both": both, "one": shared}, tmp_path / "b"))
+    assert [step.model_name for step in parsed["encode_x"].ensemble_scheduling.step] == ["both"]
+    x = images(3)["x"].numpy()
+    answer = serve(tmp_path / "b", "encode_x", {"x": x})
+    for name, values in load(both)({"x": x}).items():
+        np.testing.assert_array_equal(answer[name], values)
+
+
+def test_engines(export_graph: Export, tmp_path: Path) -> None:
+    """Copied, not loaded: so an engine of TensorRT is one by its sidecar here."""
+    source = export_graph("spatial", "shared_x", precision="fp16")
+    engine = sidecar_of(tmp_path / "shared.plan", source, "tensorrt", ((1, 1, 1), (1, 8, 32)))
+    exclusive = export_graph("spatial", "exclusive_x")
+    directory = model_repository([engine, exclusive], tmp_path / "models", threads=1, instances=2)
+    config = configs(directory)["shared_x"]
+    assert (directory / "shared_x" / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    assert not (directory / "shared_x" / "1" / "model.onnx").exists()
+    assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 32)
+    assert (config.instance_group[0].kind, list(config.instance_group[0].profile)) == (1, ["0", "1"])
+    assert not config.parameters
+    assert [(value.name, list(value.dims)) for value in (*config.input, *config.output)] == [("x", [3, 16, 16]), ("z_s", [128])]
+    assert configs(directory)["exclusive_x"].platform == "onnxruntime_onnx"
+    steps = configs(directory)["encode_x"].ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["normalize", "shared_x", "exclusive_x"]
+    for flavor, profile, message in [
+        ("tensorrt-rtx", (1, 8, 32), "an engine of tensorrt-rtx, which the server has no backend for"),
+        ("tensorrt", (4, 8, 32), "takes batches from 4 on, and a server's start at 1"),
+    ]:
+        other = sidecar_of(tmp_path / "other.plan", source, flavor, (profile,))
+        with pytest.raises(InputError, match=message):
+            model_repository([other], tmp_path / "never")
+    engine.write_bytes(b"another")
+    with pytest.raises(CheckpointError, match="not those that"):
+        model_repository([engine], tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def sidecar_of(path: Path, source: Path, flavor: str, profiles: tuple[tuple[int, int, int], ...]) -> Path:
+    """An engine's file and sidecar, of nothing that a GPU could run."""
+    metadata, inputs, outputs = engines._interface(source, source.read_bytes())
+    plan = b"a plan"
+    facts = {
+        "version": "11.4.0.106",
+        "reason": "",
+        "targets": ("SM90",),
+        "source_sha256": "",
+        "build_seconds": 1.0,
+        "options": {},
+    }
+    info = EngineInfo(
+        path=path,
+        flavor=flavor,
+        profiles=profiles,
+        inputs=inputs,
+        outputs=outputs,
+        metadata=metadata,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        size=len(plan),
+        layers=[],
+        kernels=[],
+        **facts,
+    )
+    engines._write(info, plan)
+    return path
 
 
 def test_writing_again_leaves_other_models_alone(export_graph: Export, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_description(translator: Session) -> None:
     assert translator.device == "cpu"
     assert translator.providers == ("CPUExecutionProvider",)
     assert translator.reason == "CPUExecutionProvider: the CPU was asked for"
-    assert repr(translator) == "<Session spatial x_to_y fp32: x, z_y -> y on cpu>"
+    assert repr(translator) == "<OnnxSession spatial x_to_y fp32: x, z_y -> y on cpu>"
 
 
 def test_containers(encoder: Session, x: np.ndarray) -> None:

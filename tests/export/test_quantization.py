@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import torch
 from export_cases import FAMILIES, images, pairs
 
-from iiae_fast import IIAE
-from iiae_fast.errors import CheckpointError, InputError
-from iiae_fast.export import load, quantize, verify
+from iiae_fast import IIAE, ModelConfig
+from iiae_fast.errors import CheckpointError, InputError, MissingExtraError
+from iiae_fast.export import load, quantize, to_onnx, verify
 from iiae_fast.export.graphs import GRAPHS
 from iiae_fast.export.parity import complete_inputs
 
@@ -51,7 +53,8 @@ def test_on_the_cpu(family: str, graph: str, export_graph: Export, models: dict[
     onnx.checker.check_model(onnx.load(path), full_check=True)
     layers = Counter(node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS)
     last = [node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS][-1]
-    assert quantized_layers(path).total() == layers["Conv"] + layers["Gemm"] - (last != "ConvTranspose")  # all but the last
+    excluded = len(GRAPHS[graph].outputs) if last != "ConvTranspose" else 0
+    assert quantized_layers(path).total() == layers["Conv"] + layers["Gemm"] - excluded  # all but the last of each output
 
     session = load(path, device="cpu")
     report = verify(session, model, samples)
@@ -59,7 +62,7 @@ def test_on_the_cpu(family: str, graph: str, export_graph: Export, models: dict[
     assert report.max_relative_error > 1e-4
     metadata = load(source, device="cpu").metadata
     differing = {key for key in session.metadata if session.metadata[key] != metadata.get(key)}
-    assert differing == {"precision", "calibration_samples", "target", "checksum"}
+    assert differing == {"precision", "calibration_samples", "target", "quantizer", "checksum"}
     assert session.metadata["calibration_samples"] == "512"
 
 
@@ -72,40 +75,61 @@ def test_uint8_images_and_heads(export_graph: Export, models: dict[str, IIAE], t
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=1e-6)  # normalized after the int8 part, not within it
 
 
-@pytest.mark.parametrize("graph", ["shared_x", "decode_x"])
-def test_for_tensorrt(graph: str, export_graph: Export, models: dict[str, IIAE], tmp_path: Path) -> None:
-    model, source = models["spatial"], export_graph("spatial", graph)
-    calibration = pairs(model, 128)
-    if graph == "decode_x":
-        model.eval()
-        codes = {"z_s": model.encode_shared(x=calibration["x"]), "z_x": model.encode_exclusive(x=calibration["x"])}
-        calibration = {name: values.detach() for name, values in codes.items()}
-        model.train()
-    else:
-        calibration = {"x": calibration["x"]}
-    path = quantize(source, tmp_path / "int8.onnx", calibration, target="tensorrt")
-    proto = onnx.load(path)
-    weights = {weight.name: weight for weight in proto.graph.initializer}
-    producers = {name: node for node in proto.graph.node for name in node.output}
-    kinds = set()
-    for node in proto.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            zero = onnx.numpy_helper.to_array(weights[node.input[2]])
-            assert zero.dtype == np.int8
-            assert not zero.any()  # symmetric
+def layers_read_in(path: Path, dtype: int) -> Counter[str]:
+    """Layers whose input and weight were quantized; checks that zero points are zero, and biases not quantized."""
+    graph = onnx.load(path).graph
+    weights = {weight.name: weight for weight in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    found: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:  # no zero point is zero, too
+            zero = weights[node.input[2]]
+            assert zero.data_type == dtype
+            assert not any(zero.raw_data)
+            assert not any(zero.int32_data)
         elif node.op_type in LAYERS:
-            assert weights[node.input[2]].data_type == onnx.TensorProto.FLOAT
-            if node.input[1] in producers:
-                kinds.add(node.op_type)
-    assert kinds == {"Conv" if graph == "shared_x" else "ConvTranspose"}
-    # without graph optimizations every Q/DQ pair is simulated in float32: what int8 units with wide sums compute
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    simulated = onnxruntime.InferenceSession(path, options)
-    inputs = {name: values.numpy()[:32] for name, values in calibration.items()}
-    exact = load(source, device="cpu")(inputs)[GRAPHS[graph].output]
-    (ours,) = simulated.run(None, inputs)
-    assert np.abs(ours - exact).max() <= 0.1 * np.abs(exact).max()
+            assert all(weights[name].data_type == onnx.TensorProto.FLOAT for name in node.input[2:])
+            fed = [producers.get(name) for name in node.input[:2]]
+            found[node.op_type] += all(one is not None and one.op_type == "DequantizeLinear" for one in fed)
+    return found
+
+
+EIGHT_BITS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+
+
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize(
+    ("family", "graph"),
+    [("spatial", "shared_x"), ("spatial", "decode_x"), ("spatial", "encode_x"), ("flat", "x_to_y"), ("feature", "joint")],
+)
+def test_for_tensorrt(
+    family: str, graph: str, precision: str, export_graph: Export, models: dict[str, IIAE], tmp_path: Path
+) -> None:
+    model, source = models[family], export_graph(family, graph)
+    calibration = complete_inputs(load(source, device="cpu"), copy.deepcopy(model).eval(), pairs(model, 128))
+    path = quantize(source, tmp_path / "small.onnx", calibration, target="tensorrt", precision=precision)
+    layers = Counter(node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS)
+    assert layers_read_in(path, EIGHT_BITS[precision]).total() == layers.total() - len(GRAPHS[graph].outputs)
+    session = load(path, device="cpu")
+    assert session.reason.endswith("quantized for TensorRT, whose arithmetic it simulates in float32")
+    report = verify(session, model, pairs(model, 64, seed=7))
+    assert report.precision == precision
+    assert report.max_relative_error > 1e-4
+
+
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_by_modelopt(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("modelopt.onnx.quantization", reason="modelopt is not installed: pip install 'iiae_fast[quantize]'")
+    torch.manual_seed(0)
+    config = ModelConfig(family="spatial", image_size=32, n_shared=32, n_exclusive=32, n_decoder=4, exclusive_dim=3)
+    model = IIAE(config, backend="reference").eval()
+    source = to_onnx(model, "shared_x", tmp_path / "fp32.onnx")
+    samples = pairs(model, 64)["x"].numpy()
+    path = quantize(source, tmp_path / "small.onnx", samples, "tensorrt", precision, "modelopt")
+    assert layers_read_in(path, EIGHT_BITS[precision]).total() >= 1
+    session = load(path, device="cpu")
+    assert (session.metadata["quantizer"], session.metadata["precision"]) == ("modelopt", precision)
+    assert verify(session, model, pairs(model, 64, seed=7)).max_relative_error > 1e-4
 
 
 def test_refusals(export_graph: Export, models: dict[str, IIAE], tmp_path: Path) -> None:
@@ -116,6 +140,9 @@ def test_refusals(export_graph: Export, models: dict[str, IIAE], tmp_path: Path)
     z = {"z_s": samples["x"].new_zeros(4, 128), "z_x": samples["x"].new_zeros(4, 3)}
     for arguments, message in [
         ((source, path, samples["x"], "gpu"), "target='gpu': accepted are cpu, tensorrt"),
+        ((source, path, samples["x"], "cpu", "int4"), "precision='int4': accepted are int8, fp8"),
+        ((source, path, samples["x"], "cpu", "int8", "tf"), "quantizer='tf': accepted are onnxruntime, modelopt"),
+        ((source, path, samples["x"], "cpu", "fp8"), "for target='tensorrt' only; CPUs have int8"),
         (
             (export_graph("spatial", "shared_x", precision="fp16"), path, samples["x"]),
             "precision is fp16, quantization starts from fp32",
@@ -129,6 +156,9 @@ def test_refusals(export_graph: Export, models: dict[str, IIAE], tmp_path: Path)
             quantize(*arguments)
         assert message in str(caught.value)
         assert not path.exists()
+    if importlib.util.find_spec("modelopt") is None:
+        with pytest.raises(MissingExtraError, match=r"pip install 'iiae_fast\[quantize\]'"):
+            quantize(source, path, samples["x"], "tensorrt", "int8", "modelopt")
     with pytest.raises(CheckpointError, match="no such file"):
         quantize(tmp_path / "absent.onnx", path, samples["x"])
 
