@@ -74,6 +74,27 @@ Search make_search(const std::string& metric, const RowsTuple& rows, std::size_t
   return search;
 }
 
+Evaluation make_evaluation(const std::string& metric, const RowsTuple& queries, std::size_t row_count, Address query_labels,
+                           Address row_labels, Address excluded_ids, std::size_t most_relevant, Address cutoffs,
+                           std::size_t cutoff_count, Address measures) {
+  return {parse_metric(metric),
+          parse_rows(queries),
+          row_count,
+          pointer<const std::int64_t>(query_labels),
+          pointer<const std::int64_t>(row_labels),
+          pointer<const std::int64_t>(excluded_ids),
+          most_relevant,
+          pointer<const std::int64_t>(cutoffs),
+          cutoff_count,
+          pointer<double>(measures)};
+}
+
+void check_part(const Evaluation& evaluation, std::size_t first, std::size_t count) {
+  if (first > evaluation.queries.count || count > evaluation.queries.count - first) {
+    throw std::invalid_argument("there are not so many queries");
+  }
+}
+
 }  // namespace
 
 void register_functions(py::module_& m) {
@@ -97,13 +118,42 @@ void register_functions(py::module_& m) {
       .def(py::init(&make_search), py::arg("metric"), py::arg("rows"), py::arg("start"), py::arg("packed"), py::arg("queries"),
            py::arg("allowed"), py::arg("excluded"), py::arg("excluded_ids"), py::arg("k"), py::arg("best"),
            py::arg("statistics"))
-      .def("workspace_bytes", &workspace_bytes, py::arg("batch"))
+      .def(
+          "workspace_bytes", [](const Search& self, std::size_t batch) { return workspace_bytes(self, batch); },
+          py::arg("batch"))
       .def(
           "run",
           [](const Search& search, Address workspace, std::size_t size, Address stream) {
             run(search, pointer<std::byte>(workspace), size, parse_stream(stream));
           },
           py::arg("workspace"), py::arg("size"), py::arg("stream"));
+  py::class_<Evaluation>(m, "Evaluation", py::module_local())
+      .def(py::init(&make_evaluation), py::arg("metric"), py::arg("queries"), py::arg("row_count"), py::arg("query_labels"),
+           py::arg("row_labels"), py::arg("excluded_ids"), py::arg("most_relevant"), py::arg("cutoffs"),
+           py::arg("cutoff_count"), py::arg("measures"))
+      .def(
+          "workspace_bytes", [](const Evaluation& self, std::size_t batch) { return workspace_bytes(self, batch); },
+          py::arg("batch"))
+      .def(
+          "measure",
+          [](const Evaluation& self, const RowsTuple& rows, std::size_t start, std::size_t first, std::size_t count,
+             Address workspace, Address stream) {
+            const Rows parsed = parse_rows(rows);
+            if (parsed.dim != self.queries.dim) throw std::invalid_argument("queries and rows differ in width");
+            if (start > self.row_count || parsed.count > self.row_count - start) {
+              throw std::invalid_argument("there are not so many rows");
+            }
+            check_part(self, first, count);
+            measure(self, parsed, start, first, count, pointer<std::byte>(workspace), parse_stream(stream));
+          },
+          py::arg("rows"), py::arg("start"), py::arg("first"), py::arg("count"), py::arg("workspace"), py::arg("stream"))
+      .def(
+          "rank",
+          [](const Evaluation& self, std::size_t first, std::size_t count, Address workspace, Address stream) {
+            check_part(self, first, count);
+            rank(self, first, count, pointer<std::byte>(workspace), parse_stream(stream));
+          },
+          py::arg("first"), py::arg("count"), py::arg("workspace"), py::arg("stream"));
   m.def(
       "write",
       [](const std::string& metric, Address best, std::size_t count, Address distances, Address indices, Address stream) {

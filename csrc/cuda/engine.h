@@ -45,6 +45,26 @@ std::size_t workspace_bytes(const Search& search, std::size_t batch);
 // Takes as many queries at a time as the workspace holds, which must be enough for one.
 void run(const Search& search, std::byte* workspace, std::size_t workspace_size, Stream stream);
 
+// Measures of the whole ranking of every query. For queries [first, first + count) at a time: measure() for every piece of the
+// database, then rank(), with the same workspace.
+struct Evaluation {
+  Metric metric;
+  Rows queries;
+  std::size_t row_count;             // of the whole database
+  const std::int64_t* query_labels;  // (queries,)
+  const std::int64_t* row_labels;    // (row_count,); rows of a query's own label are relevant to it
+  const std::int64_t* excluded_ids;  // (queries,) or null
+  std::size_t most_relevant;         // rows that are relevant to one query
+  const std::int64_t* cutoffs;       // (cutoff_count,), on the device too
+  std::size_t cutoff_count;
+  double* measures;  // (queries, 3 cutoff_count + 1): recall@k, precision@k, map@k for every cut-off, then map@all
+};
+
+std::size_t workspace_bytes(const Evaluation& evaluation, std::size_t batch);
+void measure(const Evaluation& evaluation, const Rows& rows, std::size_t start, std::size_t first, std::size_t count,
+             std::byte* workspace, Stream stream);
+void rank(const Evaluation& evaluation, std::size_t first, std::size_t count, std::byte* workspace, Stream stream);
+
 void write(Metric metric, const Key* best, std::size_t count, float* distances, std::int64_t* indices, Stream stream);
 
 // Lowers *first_bad to the number of the first row that the engine refuses, if there is one: for NaN, infinity, or a squared

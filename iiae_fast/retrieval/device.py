@@ -25,6 +25,7 @@ from iiae_fast.retrieval.inputs import ArrayLike, as_mask, as_row_ids, as_rows, 
 
 _ENGINE: Any = getattr(_C, "cuda", None)
 _PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
+_MOST_QUERIES = 1 << 16  # evaluated at a time
 _method = "auto"
 
 
@@ -341,6 +342,68 @@ class DeviceDatabase:
                 self.metric, best.data_ptr(), count * k, distances.data_ptr(), indices.data_ptr(), _stream(self.device)
             )
         return (distances, indices) if as_tensors else (distances.cpu().numpy(), indices.cpu().numpy())
+
+    def evaluate(
+        self,
+        queries: ArrayLike,
+        query_codes: np.ndarray[Any, Any],
+        row_codes: np.ndarray[Any, Any],
+        excluded: np.ndarray[Any, Any] | None,
+        cutoffs: list[int],
+        threads: int,
+    ) -> list[float]:
+        """Means over the queries of recall@k, precision@k and map@k for every cut-off, then of map@all.
+
+        Args:
+            queries: ``(Q, D)``, at least one.
+            query_codes: ``(Q,)`` int64, the queries' labels.
+            row_codes: ``(N,)`` int64, the rows'.
+            excluded: ``(Q,)`` int64 row ids, -1 for none.
+            cutoffs: The k.
+            threads: For work on the CPU.
+        """
+        given = self.as_queries(queries, "queries")
+        with _on(self.device):
+            asked = _checked(given, self.metric, "queries", 0, threads)
+            count, width = len(asked), 3 * len(cutoffs) + 1
+            relevant = int(np.bincount(row_codes, minlength=int(query_codes.max()) + 1)[query_codes].max())
+            labels = torch.from_numpy(query_codes).to(self.device), torch.from_numpy(row_codes).to(self.device)
+            ids = None if excluded is None else torch.from_numpy(excluded).to(self.device)
+            places = torch.tensor(cutoffs, dtype=torch.int64, device=self.device)
+            measures = torch.empty((count, width), dtype=torch.float64, device=self.device)
+            evaluation = engine().Evaluation(
+                self.metric,
+                asked.argument(),
+                self._count,
+                *(part.data_ptr() for part in labels),
+                0 if ids is None else ids.data_ptr(),
+                relevant,
+                places.data_ptr(),
+                len(cutoffs),
+                measures.data_ptr(),
+            )
+            least = evaluation.workspace_bytes(1)
+            batch = max(1, min(count, self.workspace_limit // least, _MOST_QUERIES))
+            workspace = self._workspace(least, evaluation.workspace_bytes(batch), f"evaluating over {self._count:,} rows")
+            while evaluation.workspace_bytes(batch) > workspace.nbytes:
+                batch = (batch + 1) // 2
+            for first in range(0, count, batch):
+                size = min(batch, count - first)
+                for piece in self._resident(threads):
+                    rows = piece.rows.argument()
+                    evaluation.measure(rows, piece.start, first, size, workspace.data_ptr(), _stream(self.device))
+                evaluation.rank(first, size, workspace.data_ptr(), _stream(self.device))
+            means: list[float] = measures.mean(0).tolist()
+        return means
+
+    def as_queries(self, values: ArrayLike, name: str) -> DeviceRows:
+        """Queries on the device, of the database's width."""
+        rows, _ = _device_rows(values, name, self.metric, self.device)
+        if rows.tensor.shape[1] != self.dim:
+            raise InputError(f"{name} have {rows.tensor.shape[1]} columns; the database has {self.dim}")
+        if len(rows) == 0:
+            raise InputError(f"{name} has no rows; accepted is at least one")
+        return rows
 
     def _search_piece(
         self,

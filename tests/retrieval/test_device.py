@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from iiae_fast.errors import DeviceMemoryError, InputError
-from iiae_fast.retrieval import METRICS, FlatIndex, Hits, search
+from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, paired_recall, search
 from iiae_fast.retrieval import device as module
 
 METHODS = ("brute_force", "int8", "auto")
@@ -274,6 +274,54 @@ def test_refusals(device: torch.device) -> None:
         with pytest.raises(InputError, match=message):
             call()
     assert len(index) == 1200
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from(METRICS), st.integers(1, 60), st.integers(1, 20))
+def test_evaluate_equals_oracle(device: torch.device, seed: int, metric: str, rows: int, queries: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, q = np.rint(rng.normal(size=(rows, 4)) * 2), np.rint(rng.normal(size=(queries, 4)) * 2)  # with ties
+    row_labels, query_labels = rng.integers(0, 5, rows), rng.integers(0, 6, queries)
+    expected = oracle.measures(q, x, query_labels, row_labels, metric, (1, 5, 100))
+    result = evaluate(put(q, device), put(x, device), put(query_labels, device), row_labels, metric=metric)
+    assert list(result) == list(expected)
+    np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12)
+
+
+def test_evaluate_in_batches_and_streams(device: torch.device, tmp_path: Path) -> None:
+    """Many relevant rows (more than are sorted in shared memory), rows that are left out, few queries at a time."""
+    rows, queries = numbers((6000, 3)), numbers((9, 3), seed=1)
+    row_labels, query_labels = np.arange(6000) % 2, np.array([0, 1, 2] * 3)
+    excluded = np.array([5, -1, 7, 8, 9, -1, 100, 4000, 11])
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    expected = evaluate(queries.numpy(), rows.numpy(), query_labels, row_labels, exclude=excluded)
+    for database in (put(rows, device), tmp_path / "rows.npy"):
+        result = evaluate(
+            put(queries, device),
+            database,
+            query_labels,
+            row_labels,
+            exclude=put(excluded, device),
+            memory_limit=30_000,
+            workspace_limit=300_000,
+        )
+        assert result == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(DeviceMemoryError, match=r"workspace_limit=99: evaluating over 6,000 rows takes at least"):
+        evaluate(put(queries, device), put(rows, device), query_labels, row_labels, workspace_limit=99)
+    with pytest.raises(InputError, match="queries has no rows"):
+        evaluate(put(queries[:0], device), put(rows, device), query_labels[:0], row_labels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_paired_recall(device: torch.device, metric: str) -> None:
+    x = numbers((80, 6))
+    y = x + 0.4 * numbers((80, 6), seed=1)
+    expected = paired_recall(x.numpy(), y.numpy(), k=2, metric=metric)
+    assert paired_recall(put(x, device), put(y, device), k=2, metric=metric) == expected
+    with pytest.raises(InputError, match="x_codes has 80 rows and y_codes 79"):
+        paired_recall(put(x, device), put(y[1:], device))
+    with pytest.raises(InputError, match="k=81: accepted is 1 to 80"):
+        paired_recall(put(x, device), put(y, device), k=81)
 
 
 def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
