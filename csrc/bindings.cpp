@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cfenv>
-#include <map>
 #include <memory>
 
 #include "canonical.h"
@@ -14,41 +13,21 @@
 #include "cpu/ranking.h"
 #include "cpu/search.h"
 #include "cpu/validate.h"
+#include "names.h"
+#ifdef IIAE_WITH_CUDA
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
 namespace {
 
-using iiae::DType;
+using iiae::DTypeInfo;
 using iiae::Metric;
+using iiae::parse_dtype;
+using iiae::parse_metric;
 using iiae::Rows;
 using Ids = py::array_t<std::int64_t, py::array::c_style>;
-
-struct DTypeInfo {
-  DType dtype;
-  char kind;  // as numpy stores it; bfloat16 travels as uint16
-  std::size_t size;
-};
-
-DTypeInfo parse_dtype(const std::string& name) {
-  static const std::map<std::string, DTypeInfo> known = {
-      {"float32", {DType::kFloat32, 'f', 4}}, {"float16", {DType::kFloat16, 'f', 2}}, {"bfloat16", {DType::kBFloat16, 'u', 2}},
-      {"float64", {DType::kFloat64, 'f', 8}}, {"uint8", {DType::kUInt8, 'u', 1}},     {"int8", {DType::kInt8, 'i', 1}},
-  };
-  const auto found = known.find(name);
-  if (found == known.end()) throw std::invalid_argument("dtype '" + name + "' is not known to the engine");
-  return found->second;
-}
-
-Metric parse_metric(const std::string& name) {
-  static const std::map<std::string, Metric> known = {
-      {"sqeuclidean", Metric::kSqEuclidean},    {"euclidean", Metric::kEuclidean},    {"cosine", Metric::kCosine},
-      {"inner_product", Metric::kInnerProduct}, {"gaussian_kl", Metric::kGaussianKL}, {"gaussian_w2", Metric::kGaussianW2},
-  };
-  const auto found = known.find(name);
-  if (found == known.end()) throw std::invalid_argument("metric '" + name + "' is not known to the engine");
-  return found->second;
-}
 
 Rows parse_rows(const py::array& array, const std::string& dtype_name) {
   const DTypeInfo info = parse_dtype(dtype_name);
@@ -304,4 +283,8 @@ PYBIND11_MODULE(_C, m) {
       .def("collect", &PyRanking::collect, py::arg("rows"), py::arg("dtype"), py::arg("start"), py::arg("labels"))
       .def("count", &PyRanking::count, py::arg("rows"), py::arg("dtype"), py::arg("start"), py::arg("labels"))
       .def("ranks", &PyRanking::ranks);
+#ifdef IIAE_WITH_CUDA
+  py::module_ cuda = m.def_submodule("cuda", "The same on CUDA devices. Use it through iiae_fast.retrieval.");
+  iiae::cuda::register_functions(cuda);
+#endif
 }

@@ -32,7 +32,14 @@ inline constexpr std::size_t kLanes = 16;
 inline constexpr double kLogvarMin = -14.0;
 inline constexpr double kLogvarMax = 9.21035;
 
-inline bool is_gaussian(Metric metric) { return metric == Metric::kGaussianKL || metric == Metric::kGaussianW2; }
+IIAE_BOTH inline bool is_gaussian(Metric metric) { return metric == Metric::kGaussianKL || metric == Metric::kGaussianW2; }
+
+// (2 sqrt(8e37))^2 is just below the largest fp32. For gaussian_kl the squared difference of means is divided by a variance
+// that may be as low as exp(-14).
+inline double squared_norm_limit(Metric metric) {
+  if (metric == Metric::kCosine) return std::numeric_limits<double>::infinity();
+  return metric == Metric::kGaussianKL ? 1e32 : 8e37;
+}
 
 // Values of a row after lifting: gaussian_kl keeps [m | l | exp(l)], gaussian_w2 [m | exp(l/2)].
 inline std::size_t lifted_dim(Metric metric, std::size_t dim) { return metric == Metric::kGaussianKL ? dim / 2 * 3 : dim; }
@@ -64,19 +71,19 @@ inline void scale_to_one(double* values, std::size_t dim) {
 using Key = std::uint64_t;
 inline constexpr Key kNoKey = ~Key{0};  // sorts after every real result
 
-inline std::uint32_t order_bits(float distance) {
+IIAE_BOTH inline std::uint32_t order_bits(float distance) {
   std::uint32_t bits;
   std::memcpy(&bits, &distance, sizeof bits);
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
-inline Key make_key(Metric metric, double distance, std::uint64_t index) {
+IIAE_BOTH inline Key make_key(Metric metric, double distance, std::uint64_t index) {
   const float rounded = static_cast<float>(distance) + 0.0f;  // -0 + 0 is +0
   const std::uint32_t bits = order_bits(rounded);
   return (static_cast<Key>(metric == Metric::kInnerProduct ? ~bits : bits) << 32) | index;
 }
 
-inline float key_distance(Metric metric, Key key) {
+IIAE_BOTH inline float key_distance(Metric metric, Key key) {
   std::uint32_t bits = static_cast<std::uint32_t>(key >> 32);
   if (metric == Metric::kInnerProduct) bits = ~bits;
   bits ^= (bits >> 31) ? 0x80000000u : 0xffffffffu;

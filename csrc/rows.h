@@ -8,6 +8,13 @@
 #include <stdexcept>
 #include <string>
 
+// What CUDA kernels use as well.
+#ifdef __CUDACC__
+#define IIAE_BOTH __host__ __device__
+#else
+#define IIAE_BOTH
+#endif
+
 namespace iiae {
 
 enum class DType { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8, kInt8 };
@@ -21,7 +28,7 @@ struct Rows {
   std::size_t stride;
   DType dtype;
 
-  const std::byte* row(std::size_t i) const { return data + i * stride; }
+  IIAE_BOTH const std::byte* row(std::size_t i) const { return data + i * stride; }
   Rows slice(std::size_t begin, std::size_t end) const { return {row(begin), end - begin, dim, stride, dtype}; }
 };
 
@@ -41,14 +48,14 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-inline float to_float(BFloat16 value) {
+IIAE_BOTH inline float to_float(BFloat16 value) {
   const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }
 
-inline float to_float(Half value) {
+IIAE_BOTH inline float to_float(Half value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
   // Infinity and NaN keep their payload; everything else, subnormals too, is the shifted pattern times 2^112, exactly.
@@ -64,13 +71,13 @@ inline float to_float(Half value) {
   return result;
 }
 
-inline float to_float(float value) { return value; }
-inline double to_double(double value) { return value; }
-inline double to_double(float value) { return value; }
-inline double to_double(Half value) { return to_float(value); }
-inline double to_double(BFloat16 value) { return to_float(value); }
-inline double to_double(std::uint8_t value) { return value; }
-inline double to_double(std::int8_t value) { return value; }
+IIAE_BOTH inline float to_float(float value) { return value; }
+IIAE_BOTH inline double to_double(double value) { return value; }
+IIAE_BOTH inline double to_double(float value) { return value; }
+IIAE_BOTH inline double to_double(Half value) { return to_float(value); }
+IIAE_BOTH inline double to_double(BFloat16 value) { return to_float(value); }
+IIAE_BOTH inline double to_double(std::uint8_t value) { return value; }
+IIAE_BOTH inline double to_double(std::int8_t value) { return value; }
 
 // Calls f with a typed pointer to the first value of a row.
 template <class F>

@@ -1,4 +1,7 @@
-"""The exact retrieval engine (csrc/). Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16."""
+"""The exact retrieval engine (csrc/). Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16.
+
+Builds with CUDA have a submodule ``cuda`` as well (see csrc/cuda/bindings.cpp), which only ``retrieval.device`` calls.
+"""
 
 from typing import Any
 

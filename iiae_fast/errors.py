@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeviceMemoryError",
     "InputError",
     "MissingExtraError",
     "NonFiniteLossError",
@@ -26,6 +27,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A data file or array is missing, corrupt or of the wrong form; the message names the file or the row."""
+
+
+class DeviceMemoryError(InputError):
+    """A device has not enough memory; the message says how much was needed for what, and which limit to lower."""
 
 
 class CheckpointError(InputError):

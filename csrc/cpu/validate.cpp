@@ -15,13 +15,6 @@ namespace {
 
 constexpr std::size_t kRowsPerTask = 1024;
 
-// (2 sqrt(8e37))^2 is just below the largest fp32. For gaussian_kl the squared difference of means is divided by a variance
-// that may be as low as exp(-14).
-double squared_norm_limit(Metric metric) {
-  if (metric == Metric::kCosine) return std::numeric_limits<double>::infinity();
-  return metric == Metric::kGaussianKL ? 1e32 : 8e37;
-}
-
 }  // namespace
 
 void validate(const Rows& rows, Metric metric, const std::string& name, std::size_t start, std::size_t threads) {

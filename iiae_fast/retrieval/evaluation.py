@@ -14,8 +14,18 @@ from numpy.typing import NDArray
 from iiae_fast import _C
 from iiae_fast.errors import InputError
 from iiae_fast.retrieval.database import DEFAULT_MEMORY_LIMIT, Database
-from iiae_fast.retrieval.index import engine_queries
-from iiae_fast.retrieval.inputs import ArrayLike, Rows, as_count, as_labels, as_row_ids, as_rows, as_threads, check_metric
+from iiae_fast.retrieval.index import DEFAULT_WORKSPACE_LIMIT, engine_queries
+from iiae_fast.retrieval.inputs import (
+    ArrayLike,
+    Rows,
+    as_count,
+    as_labels,
+    as_row_ids,
+    as_rows,
+    as_threads,
+    check_metric,
+    has_device_tensors,
+)
 
 _PAIRS_PER_BATCH = 1 << 22  # (query, relevant row) pairs held at once, 16 bytes each
 
@@ -31,6 +41,7 @@ def evaluate(
     exclude: ArrayLike | str | None = None,
     threads: int | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    workspace_limit: int = DEFAULT_WORKSPACE_LIMIT,
 ) -> dict[str, float]:
     """Recall, precision and mean average precision of ranking the database for every query.
 
@@ -48,6 +59,9 @@ def evaluate(
 
     A query without any relevant row counts as 0 in each, as in ranx and with torchmetrics' default.
 
+    CUDA tensors are ranked on their device; measures may then differ from the CPU's in the last bits of float64, as sums are
+    taken in another order.
+
     Args:
         queries: ``(Q, D)``.
         database: ``(N, D)`` or a ``.npy`` path.
@@ -58,6 +72,7 @@ def evaluate(
         exclude: ``(Q,)`` integers, one row for every query that its ranking leaves out (-1 for none), or ``"self"``.
         threads: As in ``FlatIndex``.
         memory_limit: As in ``FlatIndex``.
+        workspace_limit: As in ``FlatIndex``; one query takes 8 bytes for every row, and 20 more for every one relevant to it.
 
     Returns:
         ``"recall@k"``, ``"precision@k"``, ``"map@k"`` for every k, and ``"map@all"``, as fractions.
@@ -68,9 +83,12 @@ def evaluate(
     check_metric(metric)
     workers = as_threads(threads)
     cutoffs = sorted({as_count(k, "k in ks") for k in ks})
+    limits = as_count(memory_limit, "memory_limit"), as_count(workspace_limit, "workspace_limit")
+    if has_device_tensors(queries, database):
+        return _evaluate_on_device(queries, database, query_labels, database_labels, metric, cutoffs, exclude, workers, *limits)
     query_rows = as_rows(queries, "queries", metric)
     rows = as_rows(database, "database", metric)
-    base = Database(rows, metric, workers, copy=False, memory_limit=as_count(memory_limit, "memory_limit"))
+    base = Database(rows, metric, workers, copy=False, memory_limit=limits[0])
     codes = _shared_codes(
         as_labels(query_labels, "query_labels", len(query_rows)), as_labels(database_labels, "database_labels", len(base))
     )
@@ -80,6 +98,39 @@ def evaluate(
         for name, value in _sums(ranks, offsets, cutoffs).items():
             totals.setdefault(name, []).append(value)
     return {name: float(np.sum(values) / len(query_rows)) for name, values in totals.items()}
+
+
+def _evaluate_on_device(
+    queries: ArrayLike,
+    database: ArrayLike | str | os.PathLike[str],
+    query_labels: ArrayLike | Sequence[int] | Sequence[str],
+    database_labels: ArrayLike | Sequence[int] | Sequence[str],
+    metric: str,
+    cutoffs: list[int],
+    exclude: ArrayLike | str | None,
+    threads: int,
+    memory_limit: int,
+    workspace_limit: int,
+) -> dict[str, float]:
+    from iiae_fast.retrieval.device import DeviceDatabase, find_device
+
+    base = DeviceDatabase(
+        database,
+        metric,
+        threads,
+        find_device(queries, database),
+        copy=False,
+        memory_limit=memory_limit,
+        workspace_limit=workspace_limit,
+        stream=True,
+    )
+    count = len(base.as_queries(queries, "queries"))
+    codes = _shared_codes(
+        as_labels(query_labels, "query_labels", count), as_labels(database_labels, "database_labels", len(base))
+    )
+    excluded = None if exclude is None else as_row_ids(exclude, "exclude", count, len(base))
+    names = [f"{measure}@{k}" for k in cutoffs for measure in ("recall", "precision", "map")] + ["map@all"]
+    return dict(zip(names, base.evaluate(queries, *codes, excluded, cutoffs, threads)))
 
 
 def paired_recall(
@@ -103,17 +154,45 @@ def paired_recall(
     check_metric(metric)
     count = as_count(k, "k")
     workers = as_threads(threads)
+    if has_device_tensors(x_codes, y_codes):
+        return _paired_recall_on_device(x_codes, y_codes, count, metric, workers)
     x, y = as_rows(x_codes, "x_codes", metric), as_rows(y_codes, "y_codes", metric)
-    if len(x) != len(y):
-        raise InputError(f"x_codes has {len(x)} rows and y_codes {len(y)}; row i of one must belong to row i of the other")
-    if count > len(x):
-        raise InputError(f"k={count}: accepted is 1 to {len(x)}, the number of pairs")
+    _check_pairs(len(x), len(y), count)
     pairs = np.arange(len(x), dtype=np.int64)
 
     def recall(queries: Rows, rows: Rows) -> float:
         base = Database(rows, metric, workers, copy=False)
         hits = sum(int((ranks <= count).sum()) for ranks, _ in _ranks(queries, base, pairs, pairs, None, workers))
         return hits / len(queries)
+
+    return {"x_to_y": recall(x, y), "y_to_x": recall(y, x)}
+
+
+def _check_pairs(x: int, y: int, k: int) -> None:
+    if x != y:
+        raise InputError(f"x_codes has {x} rows and y_codes {y}; row i of one must belong to row i of the other")
+    if k > x:
+        raise InputError(f"k={k}: accepted is 1 to {x}, the number of pairs")
+
+
+def _paired_recall_on_device(x: ArrayLike, y: ArrayLike, k: int, metric: str, threads: int) -> dict[str, float]:
+    from iiae_fast.retrieval.device import DeviceDatabase, find_device
+
+    device = find_device(x, y)
+    _check_pairs(len(x), len(y), k)
+    pairs = np.arange(len(x), dtype=np.int64)
+
+    def recall(queries: ArrayLike, rows: ArrayLike) -> float:
+        base = DeviceDatabase(
+            rows,
+            metric,
+            threads,
+            device,
+            copy=False,
+            memory_limit=DEFAULT_MEMORY_LIMIT,
+            workspace_limit=DEFAULT_WORKSPACE_LIMIT,
+        )
+        return base.evaluate(queries, pairs, pairs, None, [k], threads)[0]
 
     return {"x_to_y": recall(x, y), "y_to_x": recall(y, x)}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["FlatIndex", "Hits", "search"]
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,14 @@ from iiae_fast.retrieval.inputs import (
     as_threads,
     check_metric,
     check_values,
+    has_device_tensors,
     like_queries,
 )
+
+if TYPE_CHECKING:
+    from iiae_fast.retrieval.device import DeviceDatabase
+
+DEFAULT_WORKSPACE_LIMIT = 1 << 30
 
 
 class Hits(NamedTuple):
@@ -56,9 +62,12 @@ class FlatIndex:
             ``"inner_product"`` (largest first), or, over packed posteriors ``[mean | logvar]``, ``"gaussian_kl"``
             (KL(query ‖ row) in nats) and ``"gaussian_w2"`` (squared 2-Wasserstein distance). Log-variances are clamped to
             [-14, 9.21035], as everywhere in this package.
-        device: ``"cpu"``.
+        device: ``"cpu"`` (tensors on another device are copied to it) or ``"cuda"``, ``"cuda:1"``, ...: rows and search live in
+            device memory, results are the same. Tensors given to it must be on that device; numpy arrays are copied there.
         threads: Default number of threads; None means ``IIAE_NUM_THREADS`` or all cores this process may use.
         memory_limit: Bytes that one block of a streamed database may take.
+        workspace_limit: Bytes of device memory that a search may take beside the rows and its results; with less, it takes
+            fewer queries at a time.
 
     Raises:
         ValueError: Empty database, unknown metric, wrong dtype or shape, NaN or infinity (naming the first bad row), or a row
@@ -74,14 +83,22 @@ class FlatIndex:
         *,
         threads: int | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        workspace_limit: int = DEFAULT_WORKSPACE_LIMIT,
     ) -> None:
-        if str(device) != "cpu":
-            raise InputError(f"device={str(device)!r}: accepted is 'cpu' (tensors on another device are copied to it)")
         check_metric(metric)
         self._threads = threads
-        rows = as_rows(database, "database", metric)
-        limit = as_count(memory_limit, "memory_limit")
-        self._database = Database(rows, metric, as_threads(threads), copy=True, memory_limit=limit)
+        self._database: Database | DeviceDatabase
+        limit, room = as_count(memory_limit, "memory_limit"), as_count(workspace_limit, "workspace_limit")
+        workers = as_threads(threads)
+        if str(device) == "cpu":
+            rows = as_rows(database, "database", metric)
+            self._database = Database(rows, metric, workers, copy=True, memory_limit=limit)
+            return
+        from iiae_fast.retrieval.device import DeviceDatabase, resolve
+
+        self._database = DeviceDatabase(
+            database, metric, workers, resolve(device), copy=True, memory_limit=limit, workspace_limit=room
+        )
 
     def __len__(self) -> int:
         return len(self._database)
@@ -110,7 +127,10 @@ class FlatIndex:
         Raises:
             ValueError: Another width or dtype, bad values, or a database on disk.
         """
-        self._database.append(as_rows(rows, "rows to add", self.metric), as_threads(self._threads))
+        if isinstance(self._database, Database):
+            self._database.append(as_rows(rows, "rows to add", self.metric), as_threads(self._threads))
+        else:
+            self._database.append(rows, as_threads(self._threads))
 
     def search(
         self,
@@ -138,25 +158,40 @@ class FlatIndex:
         Raises:
             ValueError: Wrong shape, dtype or width, NaN or infinity in the queries (naming the first bad row), k < 1, k > N.
         """
-        query_rows = as_rows(queries, "queries", self.metric)
-        return _search(
-            self._database, query_rows, k, allowed, exclude, as_threads(self._threads if threads is None else threads)
-        )
+        workers = as_threads(self._threads if threads is None else threads)
+        if not isinstance(self._database, Database):
+            return Hits(*self._database.search(queries, as_count(k, "k"), allowed, exclude, workers))
+        return _search(self._database, as_rows(queries, "queries", self.metric), k, allowed, exclude, workers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, atomically (see ``retrieval.storage`` for the format)."""
         storage.save(self._database, path, as_threads(self._threads))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> FlatIndex:
-        """Read a saved index.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        workspace_limit: int = DEFAULT_WORKSPACE_LIMIT,
+    ) -> FlatIndex:
+        """Read a saved index; files are the same for all devices. Other arguments as in ``FlatIndex``.
 
         Raises:
             CheckpointError: The file is missing, truncated, altered or of another form; the message names it and says why.
         """
         index = cls.__new__(cls)
         index._threads = threads
-        index._database = storage.load(path, as_threads(threads))
+        room = as_count(workspace_limit, "workspace_limit")
+        workers = as_threads(threads)
+        if str(device) == "cpu":
+            index._database = storage.load(path, workers)
+        else:
+            from iiae_fast.retrieval.device import DeviceDatabase, resolve
+
+            found = resolve(device)
+            index._database = DeviceDatabase.restore(storage.load(path, workers), workers, found, room)
         return index
 
 
@@ -170,12 +205,25 @@ def search(
     *,
     threads: int | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    workspace_limit: int = DEFAULT_WORKSPACE_LIMIT,
 ) -> Hits:
-    """One search without keeping an index, and without copying the database. Arguments as in ``FlatIndex``."""
+    """One search without keeping an index, and without copying the database. Arguments as in ``FlatIndex``.
+
+    CUDA tensors are searched on their device, on the current stream. A database in host memory (a numpy array or a ``.npy``
+    path) is then streamed to the queries' device block by block, so it may be larger than device memory.
+    """
     check_metric(metric)
     workers = as_threads(threads)
+    limit, room = as_count(memory_limit, "memory_limit"), as_count(workspace_limit, "workspace_limit")
+    if has_device_tensors(queries, database):
+        from iiae_fast.retrieval.device import DeviceDatabase, find_device
+
+        device = find_device(queries, database)
+        base = DeviceDatabase(
+            database, metric, workers, device, copy=False, memory_limit=limit, workspace_limit=room, stream=True
+        )
+        return Hits(*base.search(queries, as_count(k, "k"), allowed, exclude, workers))
     rows = as_rows(database, "database", metric)
-    limit = as_count(memory_limit, "memory_limit")
     query_rows = as_rows(queries, "queries", metric)
     return _search(Database(rows, metric, workers, copy=False, memory_limit=limit), query_rows, k, allowed, exclude, workers)
 

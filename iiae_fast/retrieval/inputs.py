@@ -13,8 +13,10 @@ __all__ = [
     "as_row_ids",
     "as_rows",
     "as_threads",
+    "check_form",
     "check_metric",
     "check_values",
+    "has_device_tensors",
     "like_queries",
 ]
 
@@ -41,6 +43,7 @@ Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussia
 METRICS: tuple[str, ...] = get_args(Metric)
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
 MAX_THREADS = 4096
+DEVICE_TYPE = "cuda"  # of tensors that are searched where they lie; others are copied to the CPU
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,18 @@ def _to_numpy(values: object, name: str) -> tuple[NDArray[Any], str, Any]:
     raise InputError(f"{name} is of type {type(values).__name__}; accepted are numpy arrays and torch tensors")
 
 
+def check_form(shape: tuple[int, ...], dtype: str, name: str, metric: str) -> None:
+    """Raise ``ValueError`` unless this is the shape and dtype of a matrix of rows."""
+    if len(shape) != 2:
+        raise InputError(f"{name} has shape {shape}; accepted is (rows, dim)")
+    if dtype not in _DTYPES:
+        raise InputError(f"{name} has dtype {dtype}; accepted are {', '.join(_DTYPES)}")
+    if shape[1] == 0:
+        raise InputError(f"{name} has shape {shape}; accepted is at least one column")
+    if metric.startswith("gaussian") and shape[1] % 2:
+        raise InputError(f"{name} has {shape[1]} columns; {metric} takes packed [mean | logvar], an even number")
+
+
 def as_rows(values: object, name: str, metric: str) -> Rows:
     """Check shape and dtype of a matrix of rows. Values are checked by ``check_values``.
 
@@ -109,14 +124,7 @@ def as_rows(values: object, name: str, metric: str) -> Rows:
         if not isinstance(values, np.ndarray):
             raise DataError(f"{name} {path!r} is not a .npy file of one array")
     array, dtype, device = _to_numpy(values, name)
-    if array.ndim != 2:
-        raise InputError(f"{name} has shape {tuple(array.shape)}; accepted is (rows, dim)")
-    if dtype not in _DTYPES:
-        raise InputError(f"{name} has dtype {dtype}; accepted are {', '.join(_DTYPES)}")
-    if array.shape[1] == 0:
-        raise InputError(f"{name} has shape {tuple(array.shape)}; accepted is at least one column")
-    if metric.startswith("gaussian") and array.shape[1] % 2:
-        raise InputError(f"{name} has {array.shape[1]} columns; {metric} takes packed [mean | logvar], an even number")
+    check_form(tuple(array.shape), dtype, name, metric)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return Rows(array, dtype, device)
@@ -208,6 +216,12 @@ def as_labels(values: object, name: str, count: int) -> NDArray[Any]:
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise InputError(f"{name} holds {array.max()}; accepted are labels that fit int64")
     return array if array.dtype.kind in "US" else array.astype(np.int64)
+
+
+def has_device_tensors(*values: object) -> bool:
+    """Whether any value is a tensor in the memory of a device that has an engine."""
+    torch = sys.modules.get("torch")
+    return torch is not None and any(isinstance(value, torch.Tensor) and value.device.type == DEVICE_TYPE for value in values)
 
 
 def like_queries(queries: Rows, *arrays: NDArray[Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from iiae_fast.errors import CheckpointError
 from iiae_fast.retrieval.database import Database
 from iiae_fast.retrieval.inputs import METRICS, Rows
+
+if TYPE_CHECKING:
+    from iiae_fast.retrieval.device import DeviceDatabase
 
 _MAGIC = b"IIAEFLAT"
 _VERSION = 1
@@ -33,7 +36,7 @@ _SIZE_LIMIT = 1 << 32  # an index holds fewer rows, and nothing else is larger
 _STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8", "uint8": "|u1", "int8": "|i1"}
 
 
-def save(database: Database, path: str | os.PathLike[str], threads: int) -> None:
+def save(database: Database | DeviceDatabase, path: str | os.PathLike[str], threads: int) -> None:
     """Write a database to a file that appears whole or not at all."""
     target = Path(path)
     columns = next(database.blocks(threads)).array.shape[1]

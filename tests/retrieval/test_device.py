@@ -1,0 +1,353 @@
+"""The CUDA engine against the oracle, bit for bit: emulated on the CPU, or on a device with IIAE_TEST_GPU=1."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import Case, cases, make_case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from paths import ROOT
+
+from iiae_fast.errors import DeviceMemoryError, InputError
+from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, paired_recall, search
+from iiae_fast.retrieval import device as module
+
+METHODS = ("brute_force", "int8", "auto")
+CASES = int(os.environ.get("IIAE_DEVICE_CASES", "60"))
+relaxed = settings(
+    max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+few = settings(relaxed, max_examples=max(1, CASES // 6))
+fewer = settings(relaxed, max_examples=max(1, CASES // 20))
+
+
+def put(values: object, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(values).to(device)
+
+
+def numbers(size: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(hits: Hits, expected: tuple, where: str = "") -> None:
+    np.testing.assert_array_equal(torch.as_tensor(hits.indices).cpu(), torch.as_tensor(expected[1]), where)
+    np.testing.assert_array_equal(torch.as_tensor(hits.distances).cpu(), torch.as_tensor(expected[0]), where)
+
+
+def check(case: Case, device: torch.device, methods: tuple[str, ...] = METHODS) -> None:
+    """Assert that every method returns what the oracle does."""
+    index = FlatIndex(put(case.rows, device), case.metric, device="cuda")
+    expected = oracle.search(case.exact_queries, case.exact_rows, case.k, case.metric, case.permitted)
+    queries = put(case.queries, device)
+    allowed = None if case.permitted is None else put(case.permitted, device)
+    for method in methods:
+        module.select_method(method)
+        hits = index.search(queries, case.k, allowed=allowed)
+        assert hits.indices.device == hits.distances.device == device
+        assert_same(hits, expected, method)
+
+
+@relaxed
+@given(cases())
+def test_equals_oracle(device: torch.device, case: Case) -> None:
+    check(case, device)
+
+
+@few
+@given(cases(min_rows=300, max_rows=2500, max_dim=20))
+def test_equals_oracle_many_rows(device: torch.device, case: Case) -> None:
+    check(case, device, ("int8",))
+
+
+@few
+@given(cases(max_rows=300, max_dim=700))
+def test_equals_oracle_many_columns(device: torch.device, case: Case) -> None:
+    check(case, device, ("int8",))
+
+
+@fewer
+@given(st.integers(0, 2**32 - 1), st.sampled_from(METRICS), st.integers(120, 200), st.sampled_from([20, 300]))
+def test_equals_oracle_many_queries(device: torch.device, seed: int, metric: str, queries: int, dim: int) -> None:
+    """Several tiles of queries, with their values kept in shared memory or not."""
+    case = make_case(seed, metric, ("float32", "float32"), (300, queries, dim), 1)
+    check(dataclasses.replace(case, k=min(case.k, 50)), device, ("int8",))
+
+
+def test_a_scan_leaves_few_candidates(device: torch.device) -> None:
+    """That its bounds tell most rows apart: a scan that measured every row would pass all other tests."""
+    rows, queries = numbers((4000, 24)), numbers((20, 24), seed=1)
+    index = FlatIndex(put(rows, device), device="cuda")
+    index._database.statistics = put(torch.zeros(2, dtype=torch.int64), device)
+    assert_same(index.search(put(queries, device), 5), search(queries.numpy(), rows.numpy(), 5))
+    measured, lost = index._database.statistics.tolist()
+    assert lost == 0
+    assert 20 * 5 <= measured < 20 * 30
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+def test_candidates_that_do_not_fit_are_found_otherwise(device: torch.device, metric: str) -> None:
+    """Thousands of exact ties for some queries, and none for the others."""
+    rows = numbers((4000, 8))
+    rows[::2] = rows[1]
+    queries = torch.cat([rows[1:2] * 1.001, numbers((11, 8), seed=1) - 3 * rows[1]])
+    index = FlatIndex(put(rows, device), metric, device="cuda")
+    index._database.statistics = put(torch.zeros(2, dtype=torch.int64), device)
+    assert_same(index.search(put(queries, device), 5), search(queries.numpy(), rows.numpy(), 5, metric=metric))
+    assert 1 <= index._database.statistics[1] < 12
+
+
+def test_more_neighbours_than_are_sorted_in_shared_memory(device: torch.device) -> None:
+    """Tiles of keys are merged: 5,000 of 5,200, and of 40,000 those that a scan leaves."""
+    for count, k in ((5200, 5000), (24_000, 2500)):
+        rows, queries = numbers((count, 2)), numbers((2, 2), seed=1)
+        assert_same(search(put(queries, device), put(rows, device), k), search(queries.numpy(), rows.numpy(), k))
+
+
+def test_masks(device: torch.device) -> None:
+    rows = numbers((1500, 6))
+    queries = rows[:9]
+    one = torch.rand(1500, generator=torch.Generator().manual_seed(2)) < 0.5
+    each = torch.rand((9, 1500), generator=torch.Generator().manual_seed(3)) < 0.02
+    index = FlatIndex(put(rows, device), device="cuda")
+    for mask in (one, each, each.t().contiguous().t()):
+        for name in ("allowed", "exclude"):
+            full = mask.expand(9, 1500).numpy()
+            expected = oracle.search(queries.numpy(), rows.numpy(), 40, "sqeuclidean", full if name == "allowed" else ~full)
+            for given_as in (put(mask, device), mask.numpy()):
+                assert_same(index.search(put(queries, device), 40, **{name: given_as}), expected)
+    both = index.search(put(queries, device), 5, allowed=put(one, device), exclude=put(each, device))
+    assert_same(both, oracle.search(queries.numpy(), rows.numpy(), 5, "sqeuclidean", (one & ~each).numpy()))
+    others = FlatIndex(put(rows[:200], device), device="cuda").search(put(rows[:200], device), 199, exclude="self")
+    expected = oracle.search(rows[:200].numpy(), rows[:200].numpy(), 199, "sqeuclidean", ~np.eye(200, dtype=bool))
+    assert_same(others, expected)
+    ids = put(torch.tensor([4, -1, *range(7)]), device)
+    expected = oracle.search(queries.numpy(), rows.numpy(), 3, "sqeuclidean", ids.cpu().numpy()[:, None] != np.arange(1500))
+    assert_same(index.search(put(queries, device), 3, exclude=ids), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_add_save_and_load(device: torch.device, tmp_path: Path, metric: str, dtype: str) -> None:
+    """Pieces give what one does, and files go from one device to the other."""
+    rows = (numbers((300, 6)).abs() * 9).to(getattr(torch, dtype))
+    expected = FlatIndex(rows.float().numpy(), metric).search(rows[:5].float().numpy(), 30)
+    index = FlatIndex(put(rows[:100], device), metric, device="cuda")
+    index.add(put(rows[100:220], device))
+    index.save(tmp_path / "part")
+    index = FlatIndex.load(tmp_path / "part", device="cuda")
+    index.add(put(rows[220:], device))
+    assert (len(index), index.dim, index.metric, index.dtype) == (300, 6, metric, dtype)
+    assert_same(index.search(put(rows[:5], device), 30), expected)
+    index.save(tmp_path / "index")
+    assert_same(FlatIndex.load(tmp_path / "index").search(rows[:5].float().numpy(), 30), expected)
+
+
+def test_pieces_are_searched_one_after_the_other(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE_ROWS", 1)
+    rows, queries = numbers((5000, 5)), numbers((12, 5), seed=1)
+    index = FlatIndex(put(rows[:2000], device), device="cuda")
+    index.add(put(rows[2000:2100], device))
+    index.add(put(rows[2100:], device))
+    assert len(index._database._pieces) == 3
+    mask = torch.arange(5000) % 3 != 0
+    expected = search(queries.numpy(), rows.numpy(), 70, allowed=mask.numpy())
+    assert_same(index.search(put(queries, device), 70, allowed=put(mask, device)), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_streamed_from_the_host(device: torch.device, tmp_path: Path, metric: str) -> None:
+    rows, queries = numbers((900, 6)).numpy(), numbers((9, 6), seed=1).numpy()
+    np.save(tmp_path / "rows.npy", rows)
+    expected = search(queries, rows, 40, metric=metric)
+    on_device = put(queries, device)
+    assert_same(search(on_device, tmp_path / "rows.npy", 40, metric=metric, memory_limit=4000), expected)
+    assert_same(search(on_device, rows, 40, metric=metric, memory_limit=4000), expected)
+    index = FlatIndex(np.load(tmp_path / "rows.npy", mmap_mode="r"), metric, device="cuda", memory_limit=4000)
+    assert_same(index.search(on_device, 40), expected)
+    with pytest.raises(InputError, match="on disk cannot be added to"):
+        index.add(on_device)
+
+
+def test_numpy_in_numpy_out(device: torch.device) -> None:
+    rows = numbers((50, 4)).numpy()
+    hits = FlatIndex(rows, device="cuda").search(rows[:3], 2)
+    assert isinstance(hits.distances, np.ndarray)
+    assert isinstance(hits.indices, np.ndarray)
+    assert_same(hits, search(rows[:3], rows, 2))
+
+
+def test_strided_tensors_and_no_copies(device: torch.device) -> None:
+    wide = put(numbers((60, 14)), device)
+    expected = oracle.search(wide[:7, :5].cpu().numpy(), wide[::3, 2:7].cpu().numpy(), 4, "sqeuclidean")
+    for rows in (wide[::3, 2:7], wide[::3, 2:7].t().contiguous().t()):
+        assert_same(search(wide[:7, :5], rows, 4), expected)
+    row = wide[:1, :5].expand(9, 5)
+    assert_same(search(row, wide[::3, 2:7], 4), tuple(np.repeat(part[:1], 9, axis=0) for part in expected))
+    seen = module.DeviceDatabase(
+        wide[::3, 2:7], "cosine", 1, device, copy=False, memory_limit=1, workspace_limit=1
+    )  # what `search` makes of its database
+    assert seen._pieces[0].rows.tensor.data_ptr() == wide[:, 2:].data_ptr()
+    index = FlatIndex(wide, device="cuda")  # an index has its own
+    wide.zero_()
+    assert index.search(wide[:1], 1).distances[0, 0] > 0
+
+
+def test_a_small_workspace_takes_queries_in_batches(device: torch.device) -> None:
+    rows, queries = numbers((2000, 8)), numbers((200, 8), seed=1)
+    expected = search(queries.numpy(), rows.numpy(), 3)
+    for limit in (600_000, 4_000_000):
+        index = FlatIndex(put(rows, device), device="cuda", workspace_limit=limit)
+        assert_same(index.search(put(queries, device), 3), expected)
+        (workspace,) = index._database._workspaces.values()
+        assert workspace.nbytes <= limit
+        index.search(put(queries[:50], device), 2)
+        assert next(iter(index._database._workspaces.values())) is workspace  # steady state
+    with pytest.raises(
+        DeviceMemoryError, match=r"workspace_limit=1,000: a search with k=3 in 2,000 rows takes at least [\d,]+ b"
+    ):
+        search(put(queries, device), put(rows, device), 3, workspace_limit=1000)
+
+
+def test_out_of_memory_says_how_much_was_needed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = put(numbers((2000, 8)), device)
+    index = FlatIndex(rows, device="cuda")
+    make = torch.empty
+
+    def full(*size: object, dtype: torch.dtype, **options: object) -> torch.Tensor:
+        if dtype == torch.uint8:
+            raise torch.OutOfMemoryError("the device is full")
+        return make(*size, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(DeviceMemoryError, match=r"[\d,]{7,} bytes were needed for packed rows; keep the database on the host"):
+        index.search(rows[:3], 2)
+    module.select_method("brute_force")
+    with pytest.raises(
+        DeviceMemoryError, match=r"bytes were needed for a search with k=2 in 2,000 rows; lower workspace_limit"
+    ):
+        index.search(rows[:3], 2)
+
+
+def test_refusals(device: torch.device) -> None:
+    rows = put(numbers((1200, 6)), device)
+    index = FlatIndex(rows, device="cuda")
+    elsewhere = torch.empty((3, 6), device="meta")
+    bad = rows.clone()
+    bad[700:, 3] = float("nan")
+    large = rows.clone()
+    large[5] = 1e19
+    odd = rows[:, :5]
+    refusals = [
+        (lambda: index.search(elsewhere, 1), f"queries is on meta; accepted is {device}"),
+        (lambda: search(rows, elsewhere, 1), "on different devices"),
+        (lambda: FlatIndex(elsewhere, device="cuda"), "database is on meta"),
+        (lambda: index.add(elsewhere), "rows to add is on meta"),
+        (lambda: index.search(rows, 1, allowed=torch.empty(1200, dtype=torch.bool, device="meta")), "allowed is on meta"),
+        (lambda: index.search(rows, 1, exclude=torch.empty(1200, dtype=torch.int64, device="meta")), "exclude is on meta"),
+        (lambda: index.search(rows, 1201), "k=1201: accepted is 1 to 1200"),
+        (lambda: index.search(rows, 0), "k=0"),
+        (lambda: index.search(odd, 1), "queries have 5 columns; the database has 6"),
+        (lambda: index.search(rows[0], 1), r"queries has shape \(6,\); accepted is \(rows, dim\)"),
+        (lambda: index.search(rows.to(torch.complex64), 1), "queries has dtype complex64"),
+        (lambda: index.search(bad, 1), "queries row 700 holds NaN or infinity"),
+        (lambda: search(rows, bad, 1), "database row 700 holds NaN"),
+        (lambda: search(rows, large, 1), "database row 5 has a squared norm of 6e.38"),
+        (lambda: search(odd, odd, 1, metric="gaussian_kl"), "5 columns; gaussian_kl takes packed"),
+        (lambda: search(rows, rows[:0], 1), "accepted is at least one row"),
+        (lambda: index.add(rows[:, :2]), "rows to add have 2 columns; the index has 6"),
+        (lambda: index.add(rows.half()), "rows to add have dtype float16; the index holds float32"),
+        (lambda: index.add(bad), "database row 1900 holds NaN"),
+        (lambda: index.search(rows, 1, allowed=rows[:, 0] > 0, exclude="others"), "exclude='others'"),
+        (lambda: index.search(rows, 1, allowed=rows[:, 0]), "allowed has shape .* dtype torch.float32; accepted is bool"),
+        (lambda: module.select_method("guess"), "'guess': accepted are auto"),
+    ]
+    for call, message in refusals:
+        with pytest.raises(InputError, match=message):
+            call()
+    assert len(index) == 1200
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from(METRICS), st.integers(1, 60), st.integers(1, 20))
+def test_evaluate_equals_oracle(device: torch.device, seed: int, metric: str, rows: int, queries: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, q = np.rint(rng.normal(size=(rows, 4)) * 2), np.rint(rng.normal(size=(queries, 4)) * 2)  # with ties
+    row_labels, query_labels = rng.integers(0, 5, rows), rng.integers(0, 6, queries)
+    expected = oracle.measures(q, x, query_labels, row_labels, metric, (1, 5, 100))
+    result = evaluate(put(q, device), put(x, device), put(query_labels, device), row_labels, metric=metric)
+    assert list(result) == list(expected)
+    np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12)
+
+
+def test_evaluate_in_batches_and_streams(device: torch.device, tmp_path: Path) -> None:
+    """Many relevant rows (more than are sorted in shared memory), rows that are left out, few queries at a time."""
+    rows, queries = numbers((6000, 3)), numbers((9, 3), seed=1)
+    row_labels, query_labels = np.arange(6000) % 2, np.array([0, 1, 2] * 3)
+    excluded = np.array([5, -1, 7, 8, 9, -1, 100, 4000, 11])
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    expected = evaluate(queries.numpy(), rows.numpy(), query_labels, row_labels, exclude=excluded)
+    for database in (put(rows, device), tmp_path / "rows.npy"):
+        result = evaluate(
+            put(queries, device),
+            database,
+            query_labels,
+            row_labels,
+            exclude=put(excluded, device),
+            memory_limit=30_000,
+            workspace_limit=300_000,
+        )
+        assert result == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(DeviceMemoryError, match=r"workspace_limit=99: evaluating over 6,000 rows takes at least"):
+        evaluate(put(queries, device), put(rows, device), query_labels, row_labels, workspace_limit=99)
+    with pytest.raises(InputError, match="queries has no rows"):
+        evaluate(put(queries[:0], device), put(rows, device), query_labels[:0], row_labels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_paired_recall(device: torch.device, metric: str) -> None:
+    x = numbers((80, 6))
+    y = x + 0.4 * numbers((80, 6), seed=1)
+    expected = paired_recall(x.numpy(), y.numpy(), k=2, metric=metric)
+    assert paired_recall(put(x, device), put(y, device), k=2, metric=metric) == expected
+    with pytest.raises(InputError, match="x_codes has 80 rows and y_codes 79"):
+        paired_recall(put(x, device), put(y[1:], device))
+    with pytest.raises(InputError, match="k=81: accepted is 1 to 80"):
+        paired_recall(put(x, device), put(y, device), k=81)
+
+
+def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ENGINE", None)
+    with pytest.raises(InputError, match=r"built without its CUDA engine.*IIAE_CUDA=1 pip install"):
+        FlatIndex(np.eye(3), device="cuda")
+
+
+@pytest.mark.slow
+def test_under_sanitizers() -> None:
+    """The emulated engine, built with AddressSanitizer and UBSan, on some of the tests above."""
+    if sys.platform != "linux" or os.environ.get("IIAE_EMULATION_SANITIZE") == "1":
+        pytest.skip("runs itself, on Linux")
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "IIAE_EMULATION_SANITIZE": "1",
+        "IIAE_DEVICE_CASES": "6",
+    }
+    environment.pop("IIAE_TEST_GPU", None)
+    chosen = "oracle or candidates or masks or streamed or batches"
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "passed" in done.stdout
