@@ -29,6 +29,11 @@
 namespace iiae {
 
 inline constexpr std::size_t kLanes = 16;
+
+// The squares of a vector shorter than this underflow, and its norm with them. Its products with anything that is accepted are
+// far below the least fp32, so that a scan may take it for zeros.
+inline constexpr double kLeastNorm = 1e-140;
+
 inline constexpr double kLogvarMin = -14.0;
 inline constexpr double kLogvarMax = 9.21035;
 

@@ -8,9 +8,6 @@ namespace {
 
 constexpr std::size_t kCentreRows = 1024;
 constexpr double kNotBounded = std::numeric_limits<double>::quiet_NaN();
-// The squares of a shorter vector's values underflow, and its norm with them. Its products with anything that is accepted are
-// far below the least fp32, which with_ties() allows for: zeros do as well.
-constexpr double kLeastNorm = 1e-140;
 
 Problem::Lifted snap_to_zero(Problem::Lifted found, std::size_t width, double* lifted) {
   if (found.norm >= kLeastNorm) return found;

@@ -135,8 +135,10 @@ __global__ void pack_rows_kernel(Problem problem, Rows rows, PackedRows packed) 
       double square;
       double largest;
       measure_vector(problem.width, value, square, largest);
+      if (square < kLeastNorm * kLeastNorm) square = largest = 0.0;
       const double norm = sqrt(square);
-      const Quantized found = quantize(problem.width, packed.chunks, norm, largest, kLeastScale, value, out);
+      const auto packed_value = [&](std::size_t i) { return norm > 0.0 ? value(i) : 0.0; };
+      const Quantized found = quantize(problem.width, packed.chunks, norm, largest, kLeastScale, packed_value, out);
       tile_norm = fmax(tile_norm, found.norm);
       tile_residual = fmax(tile_residual, found.residual);
       offset = !bounded ? NAN : problem.moves_queries() ? 0.5 * square : row_offset(problem, row);
@@ -236,7 +238,9 @@ __global__ void pack_queries_kernel(Problem problem, CanonicalQueries canonical,
   // Queries that lie nearer to the centre than this are packed as if they were that far: fp32 bounds can't hold their own
   // scale.
   const double least = problem.moves_queries() ? fmax(kLeastScale, 1e-12 * as_double(rows.units->norm)) : kLeastScale;
-  const Quantized found = quantize(problem.width, rows.chunks, sqrt(square), largest, least, value, out);
+  if (square < kLeastNorm * kLeastNorm) square = largest = 0.0;
+  const auto packed_value = [&](std::size_t i) { return square > 0.0 ? value(i) : 0.0; };
+  const Quantized found = quantize(problem.width, rows.chunks, sqrt(square), largest, least, packed_value, out);
   if (team_lane() != 0) return;
   QueryState state;
   state.offset = bounded ? offset : NAN;
