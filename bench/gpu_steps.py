@@ -82,10 +82,31 @@ def touch(out: Path, toy: bool) -> int:
         z, kl = kernels.reparameterize(shared[0], shared[1], seed=2, backend=backend)
         (latents.z_s.sum() + latents.kl.sum() + z.sum() + kl.sum()).backward()  # type: ignore[no-untyped-call]
         kernels.philox_normal((1001,), torch.tensor([3], device=device), 0, backend=backend)
+    _touch_retrieval(device)
     if not toy:
         torch.cuda.synchronize()
     print("every kernel ran")
     return 0
+
+
+def _touch_retrieval(device: str) -> None:
+    """Few and many queries, all rows and few of them, ties that overflow the candidates, and measures."""
+    import torch
+
+    from iiae_fast import _C
+    from iiae_fast.retrieval import METRICS, FlatIndex, evaluate
+
+    if not hasattr(_C, "cuda") and device != "cpu":
+        print("the retrieval engine was built without CUDA: it is not touched")
+        return
+    for metric in METRICS:
+        rows = torch.randn(2500, 70, device=device)
+        rows[::3] = rows[0]
+        index = FlatIndex(rows, metric, device=device)
+        for queries, k in ((rows[:3], 5), (rows[:150], 40), (rows[:2], 2400)):
+            index.search(queries, k, exclude=torch.zeros(len(rows), dtype=torch.bool, device=device))
+        labels = torch.arange(len(rows)) % 7
+        evaluate(rows[:5], rows, labels[:5], labels, metric=metric)
 
 
 def train(out: Path, toy: bool) -> int:

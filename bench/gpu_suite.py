@@ -82,7 +82,7 @@ def steps(out: Path, dry_run: bool) -> list[Step]:
     def sanitize(tool: str) -> list[str]:
         return own("touch") if dry_run else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *own("touch")]
 
-    tests = [*python, "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels"]
+    tests = [*python, "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels", "tests/retrieval/test_device.py"]
     # Where pytest-timeout is missing, the step's own limit must do.
     patience = ["--timeout", "60"] if importlib.util.find_spec("pytest_timeout") else []
     found = [

@@ -74,6 +74,11 @@ _TOY = [_Search(10, 600, 8, 3)]
 def cases(settings: Settings) -> Iterator[Case]:
     """The sizes that users ask for, then the measures of a whole evaluation."""
     if settings.device != "cpu":
+        import torch
+
+        from iiae_fast.bench.retrieval_cuda import cases_on
+
+        yield from cases_on(settings, torch.device(settings.device))
         return
     for size in _TOY if settings.toy else _QUICK if settings.quick else _SIZES:
         yield _search_case(size, _make_data(size, settings.seed), settings)

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("faiss", reason="faiss is not installed; pip install faiss-cpu")
 
-from iiae_fast.bench.registry import Ready, Settings
+from iiae_fast.bench.registry import Ready, Settings, Unavailable
 from iiae_fast.bench.retrieval import cases, main
+from iiae_fast.retrieval import device
 
 
 def test_every_contestant_passes_the_gate_and_wrong_ids_do_not() -> None:
@@ -24,8 +25,12 @@ def test_every_contestant_passes_the_gate_and_wrong_ids_do_not() -> None:
         assert "differ from a float64 brute force" in (contestant.check or case.check)(found)
 
 
-def test_no_cases_on_a_gpu() -> None:
-    assert list(cases(Settings(device="cuda"))) == []
+def test_on_a_gpu_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says why there is no figure. (With the engine, its cases are tested where it is.)"""
+    monkeypatch.setattr(device, "_ENGINE", None)
+    (case,) = cases(Settings(device="cuda"))
+    with pytest.raises(Unavailable, match="built without its CUDA engine"):
+        case.contestants[0].make()
 
 
 def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:

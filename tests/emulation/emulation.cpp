@@ -6,7 +6,6 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -156,9 +155,6 @@ bool run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context) {
       for (unsigned i = 0; i < count; ++i) {
         Thread& thread = threads[i];
         if (!thread.stack) thread.stack.reset(new std::byte[kStackBytes]);
-#if defined(__SANITIZE_ADDRESS__)
-        __asan_unpoison_memory_region(thread.stack.get(), kStackBytes);
-#endif
         thread.done = false;
         thread.wait_on = nullptr;
         thread.copies.assign(1, {});

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
 from iiae_fast.retrieval import METRICS
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
 
@@ -91,6 +94,8 @@ def make_case(seed: int, metric: str, dtypes: tuple[str, str], shape: tuple[int,
 
 def cases(max_rows: int = 80, max_dim: int = 70, min_rows: int = 1) -> st.SearchStrategy[Case]:
     """Problems over shapes, dtypes, metrics, masks, scales and threads."""
+    from hypothesis import strategies as st
+
     return st.builds(
         make_case,
         seed=st.integers(0, 2**32 - 1),
@@ -99,3 +104,12 @@ def cases(max_rows: int = 80, max_dim: int = 70, min_rows: int = 1) -> st.Search
         shape=st.tuples(st.integers(min_rows, max_rows), st.integers(1, 12), st.integers(1, max_dim)),
         threads=st.sampled_from([1, 2, 5]),
     )
+
+
+def random_case(seed: int, max_rows: int = 80, max_dim: int = 70, min_rows: int = 1) -> Case:
+    """One of them, where hypothesis may be missing."""
+    rng = np.random.default_rng(seed)
+    metric = METRICS[seed % len(METRICS)]
+    first, second = rng.choice(DTYPES, 2)
+    shape = int(rng.integers(min_rows, max_rows + 1)), int(rng.integers(1, 13)), int(rng.integers(1, max_dim + 1))
+    return make_case(seed, metric, (first, second), shape, 1)

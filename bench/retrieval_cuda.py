@@ -1,0 +1,128 @@
+"""The CUDA cases of the retrieval benchmark: exact search of an index beside torch's matrix product and flashlib."""
+
+from __future__ import annotations
+
+__all__ = ["cases_on"]
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, Work, importable
+from iiae_fast.retrieval import FlatIndex
+from iiae_fast.retrieval.device import engine
+
+_CHECKED = 8  # queries that are compared with a float64 brute force
+_AGREEMENT = 0.99  # of a rival's ids that must be right: fp32 products may swap near ties
+_CHUNK_BYTES = 1 << 32  # of a rival's matrix of distances
+_MOST_PAIRS = 2e10  # for rivals that write one
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One size: Q queries, N rows, D columns, k neighbours."""
+
+    queries: int
+    rows: int
+    dim: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"index, Q {self.queries:,}, N {self.rows:,}, d {self.dim:,}, k {self.k:,}, gaussian"
+
+
+_SIZES = [
+    _Search(16_384, 100_000, 128, 10),
+    _Search(1, 10_000_000, 64, 10),
+    _Search(16_384, 100_000, 128, 100),
+    _Search(16_384, 100_000, 128, 1000),
+    _Search(10_000, 10_000_000, 64, 10),
+]
+_TOY = _Search(10, 1100, 8, 3)
+
+
+def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
+    """The sizes that users ask for; two of them if quick."""
+    try:
+        engine()
+    except ValueError as error:
+        reason = str(error)
+
+        def absent() -> Call:
+            raise Unavailable(reason)
+
+        yield Case("index on a CUDA device", [Contestant("iiae_fast", absent)], lambda _: "", cold=False, replay=False)
+        return
+    for size in [_TOY] if settings.toy else _SIZES[:2] if settings.quick else _SIZES:
+        yield _case(size, settings.seed, device)
+
+
+def _case(size: _Search, seed: int, device: torch.device) -> Case:
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = torch.randn(size.rows, size.dim, generator=generator, device=device)
+    queries = torch.randn(size.queries, size.dim, generator=generator, device=device)
+    exact = _exact_ids(rows, queries[:_CHECKED], size.k)
+
+    def check(least: float) -> Callable[[Any], str]:
+        def judge(found: Tensor) -> str:
+            right = float((found[:_CHECKED].cpu() == exact).double().mean())
+            return "" if right >= least else f"{1 - right:.2%} of ids differ from a float64 brute force"
+
+        return judge
+
+    def ours() -> Call:
+        index = FlatIndex(rows, device="cuda")
+        return lambda: index.search(queries, size.k).indices
+
+    makers: dict[str, Callable[[], Call]] = {
+        "iiae_fast": ours,
+        "matmul + topk": lambda: _matmul(size, rows, queries),
+        "flashlib": lambda: _flashlib(size, rows, queries),
+    }
+    contestants = [Contestant(name, make, check(1.0 if name == "iiae_fast" else _AGREEMENT)) for name, make in makers.items()]
+    work = Work(
+        bytes=rows.nbytes + queries.nbytes,
+        flops=2 * size.queries * size.rows * size.dim,
+        items=size.queries,
+        unit="queries",
+    )
+    return Case(str(size), contestants, check(1.0), work, vars(size), cold=False, replay=False)
+
+
+def _exact_ids(rows: Tensor, queries: Tensor, k: int) -> Tensor:
+    """(Q, k) by brute force in float64, rounded to fp32, ties to the lowest index."""
+    found = []
+    for query in queries.double():
+        parts = [((part.double() - query) ** 2).sum(1).float() for part in torch.split(rows, 1 << 20)]
+        found.append(torch.sort(torch.cat(parts), stable=True).indices[:k])
+    return torch.stack(found).cpu()
+
+
+def _matmul(size: _Search, rows: Tensor, queries: Tensor) -> Call:
+    if size.queries * size.rows > _MOST_PAIRS:
+        raise Unavailable("its matrices of distances would take minutes to write and read")
+    norms = (rows * rows).sum(1)
+    chunk = max(1, _CHUNK_BYTES // (4 * size.rows))
+
+    def call() -> Tensor:
+        # |q|² does not change the order; the norms are part of an index.
+        parts = [
+            torch.addmm(norms, part, rows.T, alpha=-2.0).topk(size.k, largest=False).indices
+            for part in torch.split(queries, chunk)
+        ]
+        return torch.cat(parts)
+
+    return call
+
+
+def _flashlib(size: _Search, rows: Tensor, queries: Tensor) -> Call:
+    flash_knn = importable("flashlib", "flashlib").flash_knn
+
+    def call() -> Tensor:
+        ids: Tensor = flash_knn(queries, rows, size.k)[1]
+        return ids
+
+    return call

@@ -1,0 +1,47 @@
+"""The machine code of the CUDA engine, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from iiae_fast import _C
+from iiae_fast.bench import cuda_binary
+from iiae_fast.bench.registry import Unavailable
+
+
+def test_kernels_fit_their_registers_and_use_the_tensor_cores() -> None:
+    try:
+        usages = cuda_binary.resource_usage()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert cuda_binary.problems(usages) == []
+    targets = {one.target for one in usages}
+    kernels = {one.kernel for one in usages}
+    assert len(usages) == len(targets) * len(kernels)
+    assert {f"scan_kernel<{q}Queries, {how}>" for q in ("Few", "Many") for how in ("resident", "staged")} <= kernels
+    for one in usages:
+        if one.kernel.startswith("scan_kernel"):
+            assert one.registers <= 128  # two blocks of 256 threads share a multiprocessor
+            assert one.products in ((2,) if "Few" in one.kernel else (32,))
+
+
+def test_problems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = cuda_binary.Usage("scan_kernel<FewQueries, staged>", "sm_80", 64, 0, 7168, 2, 24)
+    monkeypatch.setattr(cuda_binary, "ptx_targets", lambda: ["sm_120"])
+    assert cuda_binary.problems([good]) == []
+    for bad, message in (
+        (good._replace(stack=8), "8 bytes of registers on the stack"),
+        (good._replace(products=0), "0 IMMA"),
+        (good._replace(copies=0), "0 LDGSTS"),
+        (good._replace(kernel="other_kernel"), "no scan kernel"),
+    ):
+        (line,) = cuda_binary.problems([bad])
+        assert message in line
+    monkeypatch.setattr(cuda_binary, "ptx_targets", list)
+    assert cuda_binary.problems([good]) == ["there is no PTX"]
+
+
+def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_C, "cuda", raising=False)
+    with pytest.raises(Unavailable, match="built without its CUDA engine"):
+        cuda_binary.resource_usage()
