@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from iiae_fast.storage import load_json, load_tensors
 from iiae_fast.training import setup
 from iiae_fast.training.prefetch import DeviceBatch
 from iiae_fast.training.step import TrainingStep, learning_rate
+from iiae_fast.training.trainer import noise_seed
 
 FP32 = TrainingOptions("fp32")
 MODES = {
@@ -77,6 +79,29 @@ def test_every_mode_resumes_bit_for_bit(tmp_path: Path, mode: str, monkeypatch: 
         result = training.train(preset, tmp_path / "broken", resume=True, progress=False, log_every=7, options=options)
         assert result.interrupted == (batches < 10**6)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_deterministic_fp32_is_the_step_written_out_plainly(tmp_path: Path) -> None:
+    preset = dropping()
+    optim = preset.optim
+    options = TrainingOptions("fp32", deterministic=True)
+    training.train(preset, tmp_path, progress=False, device="cpu", options=options)
+    found, _ = load_tensors(tmp_path / "checkpoints" / "last.safetensors")
+
+    pairs = data.load(preset.data).train
+    torch.manual_seed(optim.seed)
+    model = IIAE(preset.model, backend="reference").train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adam = torch.optim.Adam(model.parameters(), optim.lr, (optim.beta1, optim.beta2), optim.eps, fused=True)
+    batches = data.sampler_for(pairs, optim, preset.data).batches(0)
+    for step, indices in enumerate(batches):
+        adam.param_groups[0]["lr"] = optim.lr * (1 + math.cos(math.pi * step / len(batches))) / 2
+        x, y = (torch.tensor(values).contiguous(memory_format=torch.channels_last) for values in pairs.batch(indices, 0)[:2])
+        out = model(x, y, seed=noise_seed(optim.seed, step))
+        adam.zero_grad()
+        objectives.iiae(out, x, y, preset.objective, step).total.backward()
+        adam.step()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, found[f"model/{name}"]), name
 
 
 def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
