@@ -19,7 +19,21 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TOOLS = ("nvcc", "nvidia-smi", "compute-sanitizer", "ncu", "nsys", "cuobjdump", "g++")
-_PACKAGES = ("torch", "triton", "numpy", "sklearn", "pybind11", "pytest", "matplotlib", "safetensors", "faiss", "onnxruntime")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "sklearn",
+    "pybind11",
+    "pytest",
+    "matplotlib",
+    "safetensors",
+    "faiss",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 _NEEDED_RECALL = 0.9  # of the short run: far above chance (1/360), below what the whole run reaches
 
 
@@ -142,6 +156,38 @@ def train(out: Path, toy: bool) -> int:
     return 0 if toy or worst >= _NEEDED_RECALL else _fail(f"R@1 {worst:.3f} is below {_NEEDED_RECALL}")
 
 
+def engines(out: Path, toy: bool) -> int:
+    """Build, load and verify engines by the flavors of TensorRT that are there; say why where none can run."""
+    import tempfile
+
+    import torch
+
+    from iiae_fast import IIAE, presets
+    from iiae_fast.errors import InputError, MissingExtraError
+    from iiae_fast.export import build_tensorrt, load, to_onnx, verify
+    from iiae_fast.export.flavors import FLAVORS
+    from iiae_fast.export.onnx import Precision
+
+    cases: tuple[tuple[str, Precision], ...] = (("encode_x", "fp16"), ("x_to_y", "fp32"))
+    torch.manual_seed(0)
+    model = IIAE(presets.get("mnist-cdcb", image_size=16 if toy else 256).model).eval()
+    samples = {name: torch.rand(40, *model.config.input_shape) * 2 - 1 for name in ("x", "y")}
+    with tempfile.TemporaryDirectory() as folder:
+        for flavor in FLAVORS:
+            for graph, precision in cases:
+                path = Path(folder) / f"{flavor}.plan"
+                try:
+                    onnx = to_onnx(model, graph, path.with_suffix(".onnx"), precision=precision)
+                    info = build_tensorrt(onnx, path, batch=(1, 8, 32), flavor=flavor)
+                    sessions = [load(info, cuda_graph=captured) for captured in (False, True)]
+                except (InputError, MissingExtraError) as error:
+                    print(f"{flavor}, {graph} {precision}: skipped: {error}")
+                    continue
+                for session in sessions:
+                    print(f"{flavor}, {graph} {precision}: {session.reason}: {verify(session, model, samples)}")
+    return 0
+
+
 def profile(out: Path, toy: bool) -> int:
     """Profile training steps: operators and kernels in ``profile.txt``, launches per step, time per part."""
     import itertools
@@ -200,7 +246,7 @@ def _fail(reason: str) -> int:
 
 
 STEPS: dict[str, Callable[[Path, bool], int]] = {
-    step.__name__: step for step in (environment, build, touch, train, profile, report)
+    step.__name__: step for step in (environment, build, touch, train, engines, profile, report)
 }
 
 

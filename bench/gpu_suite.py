@@ -102,6 +102,7 @@ def steps(out: Path, dry_run: bool) -> list[Step]:
         Step("memcheck", sanitize("memcheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
         Step("profile", own("profile"), 60),
         Step("bench inference 1", measure("inference"), 90),
+        Step("engines", own("engines"), 120),
         Step("racecheck", sanitize("racecheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
     ]
     # Comparisons and intervals count runs, so whatever time is left goes into further ones.

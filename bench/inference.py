@@ -30,8 +30,8 @@ from iiae_fast.bench.environment import cores, device_name
 from iiae_fast.bench.ops import compiled
 from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, Work
 from iiae_fast.bench.timing import CpuClock, CudaClock, Plan, measure
-from iiae_fast.errors import InputError
-from iiae_fast.export import TOLERANCES, ParityError, ParityReport, Session, quantize, to_onnx, verify
+from iiae_fast.errors import InputError, MissingExtraError
+from iiae_fast.export import TOLERANCES, ParityError, ParityReport, Session, build_tensorrt, quantize, to_onnx, verify
 from iiae_fast.export import load as load_session
 from iiae_fast.export.graphs import GRAPHS, evaluate
 from iiae_fast.model import IIAE, load
@@ -50,7 +50,10 @@ def cases(settings: Settings) -> Iterator[Case]:
         model = IIAE(presets.get("mnist-cdcb", image_size=image_size).model).eval()
         x = _images(model, batch, settings.seed)
         with tempfile.TemporaryDirectory() as folder:
-            yield _case(settings, _Encoder(model, "shared_x", settings, Path(folder)), x)
+            encoder = _Encoder(model, "shared_x", settings, Path(folder))
+            yield _case(settings, encoder, x)
+            if settings.device == "cuda":
+                yield _case(settings, encoder, x, in_graph=True)
 
 
 class _Encoder:
@@ -85,7 +88,9 @@ class _Encoder:
 
     def onnx(self, precision: str, x: Tensor) -> Call:
         """Zero-copy runs into one output buffer."""
-        session = self.session(precision)
+        return self._into_one_buffer(self.session(precision), x)
+
+    def _into_one_buffer(self, session: Session, x: Tensor) -> Call:
         x = x.to(self.settings.device).contiguous()
         (info,) = session.outputs
         output = torch.empty(len(x), *_sample_shape(info.shape), device=x.device)
@@ -95,6 +100,15 @@ class _Encoder:
             return output
 
         return call
+
+    def engine(self, x: Tensor) -> Call:
+        """Runs of an fp16 engine into one output buffer, where a flavor of TensorRT has this GPU."""
+        try:
+            onnx = to_onnx(self.model, self.graph.name, self.folder / "engine.onnx", precision="fp16")
+            session = load_session(build_tensorrt(onnx, self.folder / "engine.plan"), self.settings.device)
+        except (InputError, MissingExtraError) as error:
+            raise Unavailable(str(error)) from None
+        return self._into_one_buffer(session, x)
 
     def pytorch(self, x: Tensor, compile: bool = False) -> Call:
         model = self.model.to(self.settings.device)
@@ -112,7 +126,8 @@ class _Encoder:
         return call
 
 
-def _case(settings: Settings, encoder: _Encoder, x: Tensor) -> Case:
+def _case(settings: Settings, encoder: _Encoder, x: Tensor, in_graph: bool = False) -> Case:
+    """What runs in ONNX Runtime, or (``in_graph``) what can be captured in a CUDA graph, beside PyTorch."""
     config = encoder.model.config
     with torch.inference_mode():
         (exact,) = evaluate(_double(encoder.model), encoder.graph, {encoder.input: x[:_CHECKED].double()})
@@ -129,15 +144,18 @@ def _case(settings: Settings, encoder: _Encoder, x: Tensor) -> Case:
         precision = _PRECISIONS[name]
         return Contestant(name, lambda: encoder.onnx(precision, x), check(precision))
 
-    contestants = [onnx("onnx fp32"), onnx("onnx int8" if settings.device == "cpu" else "onnx fp16")]
+    if in_graph:
+        contestants = [Contestant("engine fp16", lambda: encoder.engine(x), check("fp16"))]
+    else:
+        contestants = [onnx("onnx fp32"), onnx("onnx int8" if settings.device == "cpu" else "onnx fp16")]
     contestants.append(Contestant("eager", lambda: encoder.pytorch(x)))
-    if not settings.quick:
+    if in_graph or not settings.quick:
         contestants.append(Contestant("torch.compile", lambda: encoder.pytorch(x, compile=True)))
     size, batch = config.image_size, len(x)
     work = Work(flops=_flops(encoder, batch), items=batch, unit="images", matmul="float32")
     parameters = {"graph": encoder.graph.name, "image_size": size, "batch": batch}
-    name = f"{encoder.graph.name}, {size}×{size}, batch {batch}"
-    return Case(name, contestants, check("fp32"), work, parameters, cold=False, replay=False)
+    name = f"{encoder.graph.name}, {size}×{size}, batch {batch}{', CUDA graph' if in_graph else ''}"
+    return Case(name, contestants, check("fp32"), work, parameters, cold=False, replay=in_graph)
 
 
 def _images(model: IIAE, count: int, seed: int) -> Tensor:

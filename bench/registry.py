@@ -50,6 +50,7 @@ OURS = {
     "onnx fp32": "this package's exported graph in ONNX Runtime",
     "onnx fp16": "the same at fp16",
     "onnx int8": "the same, statically quantized to int8",
+    "engine fp16": "the fp16 graph as an engine of TensorRT or TensorRT-RTX, on the caller's stream",
 }
 RIVALS = {
     "eager": "the same in plain PyTorch, as one would write it",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from iiae_fast.errors import CheckpointError, InputError, require
-from iiae_fast.export.flavors import RTX_TARGETS, Batches, Flavor, choose_flavor
+from iiae_fast.export.flavors import RTX_TARGETS, Batches, Flavor, FlavorName, choose_flavor
 from iiae_fast.export.sealing import sealed
 from iiae_fast.export.session import SIDECAR, TensorInfo
 from iiae_fast.storage import load_json, read_whole, save_json, write_atomic
@@ -88,7 +88,7 @@ def build_tensorrt(
     onnx_path: str | Path,
     path: str | Path,
     batch: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    flavor: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
+    flavor: Literal["auto"] | FlavorName = "auto",
     targets: Sequence[str] | None = None,
     workspace: int | None = None,
     timing_cache: str | Path | None = None,

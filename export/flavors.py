@@ -7,18 +7,19 @@ whose kernels it times, and can keep those timings in a cache.
 
 from __future__ import annotations
 
-__all__ = ["FLAVORS", "RTX_TARGETS", "Built", "Context", "Flavor", "choose_flavor", "open_flavor"]
+__all__ = ["FLAVORS", "RTX_TARGETS", "Built", "Context", "Flavor", "FlavorName", "choose_flavor", "open_flavor"]
 
 import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from iiae_fast.errors import InputError, MissingExtraError, require
 
-FLAVORS = ("tensorrt", "tensorrt-rtx")
+FlavorName = Literal["tensorrt", "tensorrt-rtx"]
+FLAVORS: tuple[FlavorName, ...] = get_args(FlavorName)
 _FLAVORS = {"tensorrt": ("tensorrt", "gpu", "TensorRT"), "tensorrt-rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120")  # what a machine without a GPU can build for, by TensorRT-RTX 1.7
 
@@ -207,7 +208,7 @@ class Flavor:
         return Log()
 
 
-def choose_flavor(flavor: Literal["auto", "tensorrt", "tensorrt-rtx"], has_gpu: Callable[[], bool]) -> tuple[Flavor, str]:
+def choose_flavor(flavor: Literal["auto"] | FlavorName, has_gpu: Callable[[], bool]) -> tuple[Flavor, str]:
     """The flavor to build with, and why.
 
     Args:

@@ -8,7 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from iiae_fast.cli.output import spans, table
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from iiae_fast.export import EngineInfo
+    from iiae_fast.export.flavors import FlavorName
     from iiae_fast.model import IIAE
 
 _COMPUTING = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
@@ -25,7 +26,7 @@ def build_engines(
     model: IIAE,
     out: Path,
     graphs: Sequence[str],
-    flavor: Literal["tensorrt", "tensorrt-rtx"],
+    flavor: FlavorName,
     batch: tuple[int, int, int] | None,
     targets: tuple[str, ...] | None,
     samples: Mapping[str, np.ndarray],
