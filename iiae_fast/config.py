@@ -231,8 +231,8 @@ class TrainingOptions:
         precision: ``"fp32"``; ``"bf16"``, which keeps weights, moments, losses and statistics in fp32; or ``"auto"``: bf16
             where the device has units for it and a step is large enough to gain.
         deterministic: The plain reference path: no TF32, no autotuned or atomic kernels on a GPU, nothing compiled or captured.
-        channels_last: Keep images and feature maps in channels_last order.
-        compile: Put the forward and backward pass through torch.compile: a minute before the first step.
+        channels_last: Whether images and feature maps lie in channels_last order.
+        compile: Put the forward and backward pass through torch.compile: half a minute before the first step.
         cuda_graph: Capture the whole step (forward, backward, optimizer, annealing, noise) in a CUDA graph; CUDA devices.
         accumulate: Batches whose gradients are averaged into one optimizer step; BatchNorm sees one batch at a time.
         recompute: Keep no activations within towers and decoders but compute them again in the backward pass: less memory.
