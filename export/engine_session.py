@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from iiae_fast.export.session import Array
 
 _CAPTURED = 16  # batch sizes with a CUDA graph of their own, at most
+_ALIGNMENT = 256  # bytes, of the addresses that TensorRT takes; torch allocates so, but a part of a tensor may begin anywhere
 
 
 class EngineSession(Session):
@@ -93,19 +94,21 @@ class EngineSession(Session):
         return min(taking, key=lambda i: abs(self.info.profiles[i][1] - batch))
 
     def _on_device(self, name: str, array: Array) -> torch.Tensor:
-        if not isinstance(array, np.ndarray) and self._cuda.holds(array):
+        if self._can_bind(array):
             return array
         buffer = self._buffer(name, array)
         _copy(array, buffer)
         return buffer
 
     def _target(self, name: str, array: Array) -> torch.Tensor:
-        if not isinstance(array, np.ndarray) and self._cuda.holds(array):
-            return array
-        return self._buffer(name, array)
+        return array if self._can_bind(array) else self._buffer(name, array)
+
+    def _can_bind(self, array: Array) -> TypeGuard[torch.Tensor]:
+        """Whether the engine can read or write it where it lies."""
+        return not isinstance(array, np.ndarray) and self._cuda.holds(array) and array.data_ptr() % _ALIGNMENT == 0
 
     def _buffer(self, name: str, array: Array) -> torch.Tensor:
-        """Rows of a device buffer that is kept, for an array that lies elsewhere."""
+        """Rows of a device buffer that is kept, for an array that lies elsewhere, or askew."""
         kept = self._buffers.get(name)
         if kept is None or len(kept) < len(array):
             kept = self._cuda.empty(tuple(array.shape), str(array.dtype).removeprefix("torch."))

@@ -53,7 +53,7 @@ def to_onnx(
     log-variance half of an encoder's last layer is not computed where the output does not need it. Inputs and outputs are
     float32 at every precision (uint8 images apart); within, ``"fp16"`` and ``"bf16"`` hold for the layers and their
     activations, while the image normalization, log-variances and the length of a normalized code stay float32; with ``"bf16"``
-    transposed convolutions too, for no runtime has them in bf16.
+    transposed convolutions too, for no runtime takes them in bf16.
 
     Args:
         model: On any device, in any mode.

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # an absolute error into a relative one, and the outputs are float32 anyway.
 _LAYERS = {
     "fp16": ("Conv", "ConvTranspose", "Gemm", "MatMul", "LeakyRelu", "Relu"),
-    # neither TensorRT (11.0, NVIDIA/TensorRT#4829), TensorRT-RTX (1.7) nor ONNX Runtime has a transposed convolution in bf16
+    # Neither TensorRT (11.0, NVIDIA/TensorRT#4829), TensorRT-RTX (1.7) nor ONNX Runtime takes a transposed convolution in bf16.
+    # In float32 between casts, TensorRT-RTX takes it, and fuses most of them into bf16 kernels.
     "bf16": ("Conv", "Gemm", "MatMul", "LeakyRelu", "Relu"),
 }
 # Move values without computing on them, so they follow the precision of what they move. The rest of their inputs are shapes.

@@ -35,7 +35,7 @@ _LAYERS = {"cpu": ("Conv", "Gemm"), "tensorrt": ("Conv", "ConvTranspose", "Gemm"
 _BETWEEN = ("Concat", "LeakyRelu", "Relu", "Reshape")  # what may stand between them without leaving int8 on a CPU
 _ALL_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
-_BATCH = 32  # calibration samples per run, at most
+_BATCH = 32  # calibration samples per run
 
 
 def quantize(
@@ -54,9 +54,8 @@ def quantize(
     Args:
         source: A file of ``to_onnx`` with ``precision="fp32"``.
         path: The file to write, whole or not at all.
-        samples: Inputs as a session of ``source`` takes them, a few hundred that represent what the graph will meet. For int8,
-            the smallest and largest values seen set the ranges; for fp8, their spread, and then all activations of all samples
-            are held in memory.
+        samples: Inputs as a session of ``source`` takes them, a few hundred that represent what the graph will meet. The
+            smallest and largest values seen set the ranges.
         target: ``"cpu"``: uint8 activations, and weights of 7 bits, because x86 without VNNI adds two products in 16 bits and
             would saturate. ``"tensorrt"``: symmetric throughout, biases float32, as its parser takes them, and only the inputs
             of layers quantized, so that what follows a layer is computed before it is rounded.
@@ -109,8 +108,10 @@ def quantize(
         if quantizer == "modelopt":
             _by_modelopt(model, result, last, named, precision)
         else:
-            _by_onnxruntime(model, result, last, named, target, precision)
+            _by_onnxruntime(model, result, last, named, target)
         quantized: onnx.ModelProto = onnx.load(result)
+    if precision == "fp8" and quantizer == "onnxruntime":
+        _int8_to_fp8(quantized.graph, onnx.load(source).graph)
     del quantized.graph.value_info[:]
     path = Path(path)
     write_atomic(path, finish(quantized, facts))
@@ -144,16 +145,14 @@ def _by_onnxruntime(
     last_layers: list[str],
     samples: Mapping[str, NDArray[Any]],
     target: Target,
-    precision: Precision,
 ) -> None:
     import onnx
 
     quantization = require("onnxruntime.quantization", "onnx")
     # the quantizer advises to fold BatchNorm and infer shapes first, unless it finds this mark; to_onnx has done so
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    kinds, methods = quantization.QuantType, quantization.CalibrationMethod
+    kinds = quantization.QuantType
     on_cpu = target == "cpu"
-    kind = kinds.QInt8 if precision == "int8" else kinds.QFLOAT8E4M3FN
     quantization.quantize_static(
         model,
         result,
@@ -161,11 +160,10 @@ def _by_onnxruntime(
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=[*_LAYERS[target], *(_BETWEEN if on_cpu else ())],
         nodes_to_exclude=last_layers,
-        activation_type=kinds.QUInt8 if on_cpu else kind,
-        weight_type=kind,
+        activation_type=kinds.QUInt8 if on_cpu else kinds.QInt8,
+        weight_type=kinds.QInt8,
         per_channel=True,
         reduce_range=on_cpu,
-        calibrate_method=methods.MinMax if precision == "int8" else methods.Distribution,
         extra_options={
             "ActivationSymmetric": not on_cpu,
             "WeightSymmetric": True,
@@ -173,6 +171,35 @@ def _by_onnxruntime(
             "OpTypesToExcludeOutputQuantization": [] if on_cpu else list(_LAYERS[target]),
         },
     )
+
+
+def _int8_to_fp8(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Turn symmetric int8 into fp8 of the same ranges.
+
+    ONNX Runtime's own fp8 takes ranges from standard deviations, as if values were normally distributed, and saturates others.
+    """
+    import ml_dtypes
+    from onnx import numpy_helper
+
+    exact = {weight.name: weight for weight in source.initializer}
+    stored = {weight.name: weight for weight in graph.initializer}
+    scales: dict[str, NDArray[Any]] = {}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        values, scale, zero = node.input
+        if scale not in scales:
+            # int8 ranges end at 127 (weights) or 127.5 (activations) steps, those of E4M3 at 448
+            scales[scale] = numpy_helper.to_array(stored[scale]) * np.float32(127.5 / 448)
+            stored[scale].CopyFrom(numpy_helper.from_array(scales[scale], scale))
+        zeros = np.zeros(stored[zero].dims, ml_dtypes.float8_e4m3fn)
+        stored[zero].CopyFrom(numpy_helper.from_array(zeros, zero))
+        if values in stored:
+            weight = numpy_helper.to_array(exact[values.removesuffix("_quantized")])
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
+            steps = (weight / scales[scale].reshape(shape)).astype(ml_dtypes.float8_e4m3fn)
+            stored[values].CopyFrom(numpy_helper.from_array(steps, values))
 
 
 def _by_modelopt(
@@ -222,11 +249,8 @@ class _Reader:
 
     @staticmethod
     def _parts(samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-        count = len(next(iter(samples.values())))
-        # all of one size, because the collector of fp8 stacks what the runs gave
-        size = max(size for size in range(1, _BATCH + 1) if count % size == 0)
-        for start in range(0, count, size):
-            yield {name: np.ascontiguousarray(values[start : start + size]) for name, values in samples.items()}
+        for start in range(0, len(next(iter(samples.values()))), _BATCH):
+            yield {name: np.ascontiguousarray(values[start : start + _BATCH]) for name, values in samples.items()}
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self._batches, None)

@@ -127,6 +127,14 @@ def _dtypes(tensors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _computing(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Such as "3 half": how many convolutions and dense layers there are in each dtype."""
-    counts = Counter(layer["outputs"][0]["dtype"].lower() for layer in layers if layer["type"] in _COMPUTING)
-    return ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
+    """Such as "2 int8, 1 float": how many convolutions and dense layers there are in each dtype."""
+    producers = {tensor["name"]: layer for layer in layers for tensor in layer["outputs"]}
+
+    def dtype(layer: Mapping[str, Any]) -> str:
+        fed = [producers.get(tensor["name"], {"type": "INPUT"}) for tensor in layer["inputs"]]
+        quantized = len(fed) > 1 and all(one["type"] == "DEQUANTIZE" for one in fed)
+        name: str = fed[0]["inputs"][0]["dtype"] if quantized else layer["outputs"][0]["dtype"]
+        return name.lower()
+
+    counts = Counter(dtype(layer) for layer in layers if layer["type"] in _COMPUTING)
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -46,11 +46,15 @@ class TestEngines:
             assert all(1e-5 < report["max_relative_error"] <= report["tolerance"] for report in found["graphs"])
             assert found["retrieval"]["top1_agreement"] >= 0.8  # of codes hardly trained
 
-    def test_what_is_printed(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_what_is_printed(self, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
         succeed("export", run_dir, "--graphs", "shared_x", "--to", "tensorrt-rtx", "--precision", "bf16", "--samples", "9")
         printed = capsys.readouterr().out
         assert "TensorRT-RTX" in printed
-        assert "bf16" in printed
+        assert "2 bf16" in printed  # layers
+        small = ("--precision", "int8", "--samples", "9", "--calibration", "9")
+        succeed("export", run_dir, "--graphs", "exclusive_x", "--to", "tensorrt-rtx", *small)
+        assert "1 int8, 1 float" in capsys.readouterr().out
         engine = run_dir / "onnx" / "shared_x.plan"
         succeed("export", "--inspect", engine)
         printed = capsys.readouterr().out

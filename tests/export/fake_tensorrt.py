@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -62,6 +63,7 @@ class IExecutionContext:
         return name in self._inputs
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0
         self._addresses[name] = address
         return name in self._inputs or name in self._outputs
 
@@ -112,7 +114,10 @@ class FakeCuda:
         return any(one.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for one in self.allocated)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        tensor = torch.full(shape, 77, dtype=getattr(torch, dtype))  # no run may show this
+        kind = getattr(torch, dtype)
+        memory = torch.full((math.prod(shape) * kind.itemsize + 256,), 77, dtype=torch.uint8)  # no run may show this
+        first = -memory.data_ptr() % 256
+        tensor = memory[first : first + math.prod(shape) * kind.itemsize].view(kind).view(shape)
         self.allocated.append(tensor)
         return tensor
 

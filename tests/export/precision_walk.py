@@ -26,7 +26,7 @@ def walk(path: Path, precision: str) -> set[str]:
         reads, writes = ({types[name] for name in names if name} & _FLOATING for names in (node.input, node.output))
         where = f"{path}: {node.op_type} {node.name} reads {reads}, writes {writes}"
         if node.op_type in LAYERS | ACTIVATIONS:
-            wide = precision == "bf16" and node.op_type == "ConvTranspose"  # which no runtime has in bf16
+            wide = precision == "bf16" and node.op_type == "ConvTranspose"  # which no runtime takes in bf16
             assert reads == writes == (full if wide else low), where
         elif node.op_type in DELICATE:
             assert reads == writes == full, where

@@ -78,6 +78,18 @@ def test_tensors_on_the_device_are_used_where_they_lie(export_graph: Export, mod
     assert [stream for _, stream, _ in IExecutionContext.runs] == [7, 11]
 
 
+def test_parts_of_tensors_that_begin_anywhere(export_graph: Export, models: dict[str, IIAE]) -> None:
+    """TensorRT's addresses are multiples of 256, and a row of features has 48 bytes."""
+    source = export_graph("feature", "shared_x")
+    session, cuda = open_fake(source)
+    x, z_s = cuda.empty((20, 12), "float32"), cuda.empty((20, 5), "float32")
+    x.copy_(pairs(models["feature"], 20)["x"])
+    before = len(cuda.allocated)
+    session._run({"x": x[1:]}, {"z_s": z_s[1:]}, 19)
+    assert len(cuda.allocated) == before + 2
+    np.testing.assert_allclose(z_s[1:].numpy(), load(source)(x[1:].numpy()), rtol=0, atol=1e-6)
+
+
 def test_buffers_are_kept(export_graph: Export, models: dict[str, IIAE]) -> None:
     session, cuda = open_fake(export_graph("spatial", "x_to_y"))
     samples = pairs(models["spatial"], 30)["x"].numpy()

@@ -85,10 +85,10 @@ def test_engines_of_a_precision(
         assert info.inputs[0].dtype == input
         assert inspect_engine(info) == info  # the sidecar holds it all
         sizes[target] = info.size
-    together = build_tensorrt(source, tmp_path / "engine.plan", flavor="tensorrt-rtx")
-    assert together.targets == RTX_TARGETS
-    assert together.size >= min(sizes.values())
     if input == "uint8":  # bytes are cast first, and normalized in float32
+        together = build_tensorrt(source, tmp_path / "engine.plan", flavor="tensorrt-rtx")
+        assert together.targets == RTX_TARGETS
+        assert together.size >= min(sizes.values())
         first = layers_of(together, "CAST")[0]
         assert (dtypes(first, "inputs"), dtypes(first, "outputs")) == ({"UINT8"}, {"FLOAT"})
         assert all(dtypes(layer, "outputs") == {"FLOAT"} for layer in normalization(together))
