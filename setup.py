@@ -97,6 +97,9 @@ class BuildExtension(build_ext):
 
     def _add_cuda(self, ext: Pybind11Extension, nvcc: Path) -> None:
         toolkit = toolkit_of(nvcc)
+        libraries = [path for path in (toolkit / "lib64", toolkit / "lib") if (path / "libcudart_static.a").exists()]
+        if not libraries:
+            sys.exit(f"there is no libcudart_static.a in {toolkit}, to which {nvcc} belongs; IIAE_CUDA=0 builds without it")
         targets = cuda_targets(nvcc)
         folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,8 @@ class BuildExtension(build_ext):
             current = built.exists() and built.stat().st_mtime > max(newest, source.stat().st_mtime)
             if not current or not record.exists() or record.read_text() != " ".join(command):
                 print(" ".join(command), flush=True)
-                subprocess.run(command, check=True)
+                if subprocess.run(command, check=False).returncode != 0:
+                    raise SystemExit(f"nvcc failed on {source}; IIAE_CUDA=0 builds without the CUDA engine")
                 record.write_text(" ".join(command))
             return str(built)
 
@@ -119,7 +123,7 @@ class BuildExtension(build_ext):
         ext.sources = sorted({*ext.sources, *(str(path) for path in CSRC.glob("cuda/*.cpp"))})
         ext.define_macros = [("IIAE_WITH_CUDA", "1")]
         # The runtime is linked in, so that the module loads on machines without CUDA.
-        ext.library_dirs = [str(path) for path in (toolkit / "lib64", toolkit / "lib") if path.is_dir()]
+        ext.library_dirs = [str(libraries[0])]
         ext.libraries = ["cudart_static", "dl", "rt", "pthread"]
 
 

@@ -75,7 +75,7 @@ __device__ void block_running_sum(unsigned* values, std::size_t n) {
 }
 
 // One block for one query; measures as evaluate() of iiae_fast.retrieval defines them, in the order of Evaluation::measures.
-__global__ void __launch_bounds__(kThreads) rank_kernel(Evaluation evaluation, RankingMemory memory, std::size_t first) {
+__global__ void rank_kernel(Evaluation evaluation, RankingMemory memory, std::size_t first) {
   __shared__ unsigned found;
   const std::size_t q = blockIdx.x;
   const Key* const keys = memory.keys + q * evaluation.row_count;

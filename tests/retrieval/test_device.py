@@ -84,6 +84,26 @@ def test_a_scan_leaves_few_candidates(device: torch.device) -> None:
     assert 12 * 5 <= measured < 12 * 30
 
 
+def test_bounds_hold_where_all_rounding_errs_one_way(device: torch.device) -> None:
+    """The best row loses 0.49 in every int8 value, to the query's disadvantage, after exact rows have set the limit.
+
+    Its product is 31 x 10.49 = 325.2, estimated as 310; the best of the others have 320, exactly. It is in the last of 4 tiles,
+    of which the first two are scanned first. Mirrored rows keep the centre at zero, so that nothing else is rounded.
+    """
+    values = np.random.default_rng(0).integers(0, 11, (256, 32)).astype(np.float32)
+    values[:8, 1:] = 10
+    values[:8, 1:11] = 11
+    values[3, 1:] = 10.49
+    values[:, 0] = 127  # makes the scale 1
+    rows = np.concatenate([values, -values])
+    query = np.ones((1, 32), np.float32)
+    query[0, 0] = 0
+    module.select_method("int8")
+    hits = search(put(query, device), put(rows, device), 2, metric="inner_product")
+    assert hits.indices.tolist() == [[3, 0]]
+    assert_same(hits, oracle.search(query, rows, 2, "inner_product"))
+
+
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
 def test_candidates_that_do_not_fit_are_found_otherwise(device: torch.device, metric: str) -> None:
     """More than a thousand exact ties for some queries, and none for the others."""
