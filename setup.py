@@ -41,7 +41,7 @@ def extension() -> Pybind11Extension:
         "iiae_fast._C",
         sorted(str(path) for path in CSRC.rglob("*.cpp") if CSRC / "cuda" not in path.parents),
         include_dirs=[str(CSRC)],
-        depends=headers(),
+        depends=[*headers(), *(str(path) for path in sorted(CSRC.rglob("*.cu")))],
         cxx_std=20,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
