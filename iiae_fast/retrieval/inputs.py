@@ -219,9 +219,11 @@ def as_labels(values: object, name: str, count: int) -> NDArray[Any]:
 
 
 def has_device_tensors(*values: object) -> bool:
-    """Whether any value is a tensor in the memory of a device that has an engine."""
+    """Whether any value is a tensor in the memory of a device that has an engine here."""
     torch = sys.modules.get("torch")
-    return torch is not None and any(isinstance(value, torch.Tensor) and value.device.type == DEVICE_TYPE for value in values)
+    if torch is None or (DEVICE_TYPE == "cuda" and not hasattr(_C, "cuda")):
+        return False
+    return any(isinstance(value, torch.Tensor) and value.device.type == DEVICE_TYPE for value in values)
 
 
 def like_queries(queries: Rows, *arrays: NDArray[Any]) -> tuple[Any, ...]:

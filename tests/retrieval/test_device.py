@@ -20,6 +20,7 @@ from iiae_fast.bench.retrieval_cuda import cases_on
 from iiae_fast.errors import DeviceMemoryError, InputError
 from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, paired_recall, search
 from iiae_fast.retrieval import device as module
+from iiae_fast.retrieval import inputs
 
 METHODS = ("brute_force", "int8", "auto")
 CASES = int(os.environ.get("IIAE_DEVICE_CASES", "200" if os.environ.get("IIAE_TEST_GPU") == "1" else "60"))
@@ -396,6 +397,17 @@ def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ENGINE", None)
     with pytest.raises(InputError, match=r"built without its CUDA engine.*IIAE_CUDA=1 pip install"):
         FlatIndex(np.eye(3), device="cuda")
+
+
+def test_tensors_of_a_device_without_an_engine_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    rows = numbers((9, 4)).as_subclass(Elsewhere)
+    monkeypatch.setattr(inputs._C, "cuda", object(), raising=False)
+    assert inputs.has_device_tensors(rows)
+    monkeypatch.delattr(inputs._C, "cuda")
+    assert not inputs.has_device_tensors(rows)
 
 
 @pytest.mark.slow
