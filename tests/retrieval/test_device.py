@@ -18,9 +18,8 @@ from paths import ROOT
 from iiae_fast.bench.registry import Ready, Settings
 from iiae_fast.bench.retrieval_cuda import cases_on
 from iiae_fast.errors import DeviceMemoryError, InputError
-from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, paired_recall, search
+from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, inputs, paired_recall, search
 from iiae_fast.retrieval import device as module
-from iiae_fast.retrieval import inputs
 
 METHODS = ("brute_force", "int8", "auto")
 CASES = int(os.environ.get("IIAE_DEVICE_CASES", "200" if os.environ.get("IIAE_TEST_GPU") == "1" else "60"))
