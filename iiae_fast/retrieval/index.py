@@ -210,8 +210,8 @@ def search(
     """One search without keeping an index, and without copying the database. Arguments as in ``FlatIndex``.
 
     CUDA tensors are searched on their device, on the current stream (copied to the CPU and back, where the extension was built
-    without its CUDA engine). A database in host memory (a numpy array or a ``.npy`` path) is then streamed to the queries' device
-    block by block, so it may be larger than device memory.
+    without its CUDA engine). A database in host memory (a numpy array or a ``.npy`` path) is then streamed to the queries'
+    device block by block, so it may be larger than device memory.
     """
     check_metric(metric)
     workers = as_threads(threads)
