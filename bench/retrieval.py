@@ -11,7 +11,7 @@ Codes of a trained model are measured too where a file of them is named, by ``--
 
 from __future__ import annotations
 
-__all__ = ["cases", "main"]
+__all__ = ["CHECKED", "SearchSize", "cases", "main", "search_case"]
 
 import argparse
 import itertools
@@ -31,7 +31,7 @@ from iiae_fast.bench.timing import CpuClock, Plan, measure
 from iiae_fast.errors import InputError
 from iiae_fast.retrieval import FlatIndex, evaluate, search
 
-_CHECKED = 8  # queries that are compared with a float64 brute force
+CHECKED = 8  # queries that are compared with a float64 brute force
 _WARM = 16  # searches of one query after which an index has settled
 _CLASSES = 21  # of the zero-shot sketch retrieval split that the evaluation case imitates
 _AGREEMENT = 0.99  # of a rival's ids that must be right: fp32 products may swap near ties
@@ -40,7 +40,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _Search:
+class SearchSize:
     """One size: Q queries, N rows, D columns, k neighbours."""
 
     queries: int
@@ -56,19 +56,19 @@ class _Search:
 
 
 _SIZES = [
-    *(_Search(2000, 100_000, 64, k) for k in (10, 100, 1000)),
-    _Search(2000, 20_000, 512, 100),
-    _Search(1000, 10_000, 8192, 10),
-    _Search(1, 1_000_000, 64, 10),
-    _Search(100, 1_000_000, 64, 100),
-    *(_Search(2000, 100_000, 64, 100, data) for data in ("clustered", "anisotropic", "offset")),
-    *(_Search(2000, 100_000, 64, k, one_shot=True) for k in (10, 100, 1000)),
-    _Search(2000, 20_000, 512, 100, one_shot=True),
-    _Search(1000, 10_000, 8192, 10, one_shot=True),
-    _Search(1, 1_000_000, 64, 10, one_shot=True),
+    *(SearchSize(2000, 100_000, 64, k) for k in (10, 100, 1000)),
+    SearchSize(2000, 20_000, 512, 100),
+    SearchSize(1000, 10_000, 8192, 10),
+    SearchSize(1, 1_000_000, 64, 10),
+    SearchSize(100, 1_000_000, 64, 100),
+    *(SearchSize(2000, 100_000, 64, 100, data) for data in ("clustered", "anisotropic", "offset")),
+    *(SearchSize(2000, 100_000, 64, k, one_shot=True) for k in (10, 100, 1000)),
+    SearchSize(2000, 20_000, 512, 100, one_shot=True),
+    SearchSize(1000, 10_000, 8192, 10, one_shot=True),
+    SearchSize(1, 1_000_000, 64, 10, one_shot=True),
 ]
-_QUICK = [_Search(500, 20_000, 64, k) for k in (10, 100)]
-_TOY = [_Search(10, 600, 8, 3)]
+_QUICK = [SearchSize(500, 20_000, 64, k) for k in (10, 100)]
+_TOY = [SearchSize(10, 600, 8, 3)]
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -88,7 +88,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         yield _evaluation_case(settings, *((64, 2000) if settings.quick else (512, 17_101)))
 
 
-def _make_data(size: _Search, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _make_data(size: SearchSize, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows and queries, (N, D) and (Q, D)."""
     rng = np.random.default_rng(seed)
     both = rng.standard_normal((size.rows + size.queries, size.dim), dtype=np.float32)
@@ -120,33 +120,45 @@ def _codes_case(settings: Settings) -> Case:
     codes = np.load(path, allow_pickle=False).astype(np.float32)
     count = min(len(codes) // 10, 2000)
     rows, queries = codes[:-count], codes[-count:]
-    size = _Search(len(queries), len(rows), codes.shape[1], min(100, len(rows)), "trained codes")
+    size = SearchSize(len(queries), len(rows), codes.shape[1], min(100, len(rows)), "trained codes")
     return _search_case(size, (rows, queries), settings)
 
 
-def _search_case(size: _Search, data: tuple[NDArray[np.float32], NDArray[np.float32]], settings: Settings) -> Case:
+def _search_case(size: SearchSize, data: tuple[NDArray[np.float32], NDArray[np.float32]], settings: Settings) -> Case:
     rows, queries = data
-    exact = _exact_ids(rows, queries[:_CHECKED], size.k)
-
-    def check(least: float) -> Callable[[Ids], str]:
-        def judge(found: Ids) -> str:
-            right = float((found[:_CHECKED] == exact).mean())
-            return "" if right >= least else f"{1 - right:.2%} of ids differ from a float64 brute force"
-
-        return judge
-
     makers: dict[str, Callable[[], Call]] = {
         "iiae_fast": lambda: _ours(size, rows, queries, settings),
         "faiss": lambda: _faiss(size, rows, queries, settings),
         "matmul + topk": lambda: _matmul(size, rows, queries, settings),
     }
+    return search_case(size, makers, _exact_ids(rows, queries[:CHECKED], size.k))
+
+
+def search_case(size: SearchSize, makers: dict[str, Callable[[], Call]], exact: Ids) -> Case:
+    """A search that every contestant does on the same fp32 data.
+
+    Args:
+        size: Of the search.
+        makers: The calls by name; each returns ids (Q, k), an array or a tensor.
+        exact: (CHECKED, k), what the first queries are to find.
+    """
+
+    def check(least: float) -> Callable[[Any], str]:
+        def judge(found: Any) -> str:
+            first = found[:CHECKED]
+            right = float((np.asarray(first.cpu() if hasattr(first, "cpu") else first) == exact).mean())
+            return "" if right >= least else f"{1 - right:.2%} of ids differ from a float64 brute force"
+
+        return judge
+
     contestants = [Contestant(name, make, check(1.0 if name == "iiae_fast" else _AGREEMENT)) for name, make in makers.items()]
-    pairs = size.queries * size.rows
-    work = Work(bytes=rows.nbytes + queries.nbytes, flops=2 * pairs * size.dim, items=size.queries, unit="queries")
+    bytes_read = 4 * (size.rows + size.queries) * size.dim
+    flops = 2 * size.queries * size.rows * size.dim
+    work = Work(bytes=bytes_read, flops=flops, items=size.queries, unit="queries")
     return Case(str(size), contestants, check(1.0), work, vars(size), cold=False, replay=False)
 
 
-def _ours(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+def _ours(size: SearchSize, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
     if size.one_shot:
         return lambda: search(queries, rows, size.k, threads=settings.threads).indices
     index = FlatIndex(rows, threads=settings.threads)
@@ -155,7 +167,7 @@ def _ours(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32]
     return lambda: index.search(queries, size.k).indices
 
 
-def _faiss(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+def _faiss(size: SearchSize, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
     faiss = importable("faiss", "faiss-cpu")
     faiss.omp_set_num_threads(settings.threads)
 
@@ -170,7 +182,7 @@ def _faiss(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32
     return lambda: index.search(queries, size.k)[1]
 
 
-def _matmul(size: _Search, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
+def _matmul(size: SearchSize, rows: NDArray[np.float32], queries: NDArray[np.float32], settings: Settings) -> Call:
     if size.queries * size.rows > 3e8:
         raise Unavailable("its matrix of distances would take more than a gigabyte")
     import torch

@@ -5,43 +5,27 @@ from __future__ import annotations
 __all__ = ["cases_on"]
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, Work, importable
+from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, importable
+from iiae_fast.bench.retrieval import CHECKED, SearchSize, search_case
 from iiae_fast.retrieval import FlatIndex
 from iiae_fast.retrieval.device import engine
 
-_CHECKED = 8  # queries that are compared with a float64 brute force
-_AGREEMENT = 0.99  # of a rival's ids that must be right: fp32 products may swap near ties
 _CHUNK_BYTES = 1 << 32  # of a rival's matrix of distances
 _MOST_PAIRS = 2e10  # for rivals that write one
 
 
-@dataclass(frozen=True)
-class _Search:
-    """One size: Q queries, N rows, D columns, k neighbours."""
-
-    queries: int
-    rows: int
-    dim: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"index, Q {self.queries:,}, N {self.rows:,}, d {self.dim:,}, k {self.k:,}, gaussian"
-
-
 _SIZES = [
-    _Search(16_384, 100_000, 128, 10),
-    _Search(1, 10_000_000, 64, 10),
-    _Search(16_384, 100_000, 128, 100),
-    _Search(16_384, 100_000, 128, 1000),
-    _Search(10_000, 10_000_000, 64, 10),
+    SearchSize(16_384, 100_000, 128, 10),
+    SearchSize(1, 10_000_000, 64, 10),
+    SearchSize(16_384, 100_000, 128, 100),
+    SearchSize(16_384, 100_000, 128, 1000),
+    SearchSize(10_000, 10_000_000, 64, 10),
 ]
-_TOY = _Search(10, 1100, 8, 3)
+_TOY = SearchSize(10, 1100, 8, 3)
 
 
 def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
@@ -60,18 +44,10 @@ def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
         yield _case(size, settings.seed, device)
 
 
-def _case(size: _Search, seed: int, device: torch.device) -> Case:
+def _case(size: SearchSize, seed: int, device: torch.device) -> Case:
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.randn(size.rows, size.dim, generator=generator, device=device)
     queries = torch.randn(size.queries, size.dim, generator=generator, device=device)
-    exact = _exact_ids(rows, queries[:_CHECKED], size.k)
-
-    def check(least: float) -> Callable[[Any], str]:
-        def judge(found: Tensor) -> str:
-            right = float((found[:_CHECKED].cpu() == exact).double().mean())
-            return "" if right >= least else f"{1 - right:.2%} of ids differ from a float64 brute force"
-
-        return judge
 
     def ours() -> Call:
         index = FlatIndex(rows, device="cuda")
@@ -82,14 +58,7 @@ def _case(size: _Search, seed: int, device: torch.device) -> Case:
         "matmul + topk": lambda: _matmul(size, rows, queries),
         "flashlib": lambda: _flashlib(size, rows, queries),
     }
-    contestants = [Contestant(name, make, check(1.0 if name == "iiae_fast" else _AGREEMENT)) for name, make in makers.items()]
-    work = Work(
-        bytes=rows.nbytes + queries.nbytes,
-        flops=2 * size.queries * size.rows * size.dim,
-        items=size.queries,
-        unit="queries",
-    )
-    return Case(str(size), contestants, check(1.0), work, vars(size), cold=False, replay=False)
+    return search_case(size, makers, _exact_ids(rows, queries[:CHECKED], size.k).numpy())
 
 
 def _exact_ids(rows: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -101,7 +70,7 @@ def _exact_ids(rows: Tensor, queries: Tensor, k: int) -> Tensor:
     return torch.stack(found).cpu()
 
 
-def _matmul(size: _Search, rows: Tensor, queries: Tensor) -> Call:
+def _matmul(size: SearchSize, rows: Tensor, queries: Tensor) -> Call:
     if size.queries * size.rows > _MOST_PAIRS:
         raise Unavailable("its matrices of distances would take minutes to write and read")
     norms = (rows * rows).sum(1)
@@ -118,7 +87,7 @@ def _matmul(size: _Search, rows: Tensor, queries: Tensor) -> Call:
     return call
 
 
-def _flashlib(size: _Search, rows: Tensor, queries: Tensor) -> Call:
+def _flashlib(size: SearchSize, rows: Tensor, queries: Tensor) -> Call:
     flash_knn = importable("flashlib", "flashlib").flash_knn
 
     def call() -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from iiae_fast import _C
 from iiae_fast.errors import InputError
-from iiae_fast.retrieval.inputs import Rows, check_values
+from iiae_fast.retrieval.inputs import Rows, check_added, check_values, engine_dtype
 
 DEFAULT_MEMORY_LIMIT = 128 << 20
 _PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
@@ -26,7 +26,6 @@ _PACKED_AFTER = 8
 _PACKED_VALUES = 1 << 20  # smaller pieces stay in the caches anyway
 _PACKED_DIM = 60000  # beyond it int8 sums could overflow
 _LOGVAR = (-14.0, 9.21035)  # to which log-variances are clamped
-_KL_NORM = 1e32  # the largest squared norm of a mean under gaussian_kl
 
 
 @dataclass(frozen=True)
@@ -99,16 +98,13 @@ class Database:
     @property
     def engine_dtype(self) -> str:
         """Dtype of the rows that ``blocks`` yields."""
-        return "float64" if self.metric.startswith("gaussian") else self.dtype
+        return engine_dtype(self.metric, self.dtype)
 
     def append(self, rows: Rows, threads: int) -> None:
         """Add a copy of rows in memory at the end."""
         if self._mapped is not None:
             raise InputError("a database on disk cannot be added to; load it into memory first, e.g. np.load(path)")
-        if rows.dim != self.dim:
-            raise InputError(f"rows to add have {rows.dim} columns; the index has {self.dim}")
-        if rows.dtype != self.dtype:
-            raise InputError(f"rows to add have dtype {rows.dtype}; the index holds {self.dtype}")
+        check_added(rows.dim, rows.dtype, self.dim, self.dtype)
         if len(rows):
             self._append(rows, threads, copy=True)
 
@@ -164,15 +160,11 @@ class Database:
 def _check_lifted(array: NDArray[Any], metric: str, threads: int) -> None:
     """Refuse rows that lifting does not make (see csrc/canonical.h)."""
     half = array.shape[1] // (3 if metric == "gaussian_kl" else 2)
-    check_values(array[:, half:], "float64", "cosine", "database", 0, threads)  # finite
-    # The norm of the means is limited as in rows that are not lifted yet, and nothing else of them is.
-    check_values(array[:, :half], "float64", "inner_product", "database", 0, threads)
     for start in range(0, len(array), _PIECE_ROWS):
         block = array[start : start + _PIECE_ROWS]
         if metric == "gaussian_kl":
             logvar = block[:, half : 2 * half]
-            bad = np.square(block[:, :half]).sum(axis=1) > _KL_NORM
-            bad |= ~np.isclose(block[:, 2 * half :], np.exp(logvar), rtol=1e-12, atol=0.0).all(axis=1)
+            bad = ~np.isclose(block[:, 2 * half :], np.exp(logvar), rtol=1e-12, atol=0.0).all(axis=1)
         else:
             with np.errstate(divide="ignore", invalid="ignore"):
                 logvar = 2.0 * np.log(block[:, half:])
@@ -181,6 +173,8 @@ def _check_lifted(array: NDArray[Any], metric: str, threads: int) -> None:
             bad |= ~((logvar >= _LOGVAR[0] - 1e-9) & (logvar <= _LOGVAR[1] + 1e-9)).all(axis=1)
         if bad.any():
             raise InputError(f"database row {start + int(bad.argmax())} is not a lifted Gaussian of {metric}")
+    # [mean | log-variance] of gaussian_kl and [mean | deviation] of gaussian_w2 have the form of rows that are not lifted.
+    check_values(array[:, : 2 * half], "float64", metric, "database", 0, threads)
 
 
 def _forget_pages(mapped: Any) -> None:

@@ -21,7 +21,16 @@ from torch import Tensor
 from iiae_fast import _C
 from iiae_fast.errors import DeviceMemoryError, InputError
 from iiae_fast.retrieval.database import Block, Database
-from iiae_fast.retrieval.inputs import ArrayLike, as_mask, as_row_ids, as_rows, check_form, check_values
+from iiae_fast.retrieval.inputs import (
+    ArrayLike,
+    as_mask,
+    as_row_ids,
+    as_rows,
+    check_added,
+    check_form,
+    check_values,
+    engine_dtype,
+)
 
 _ENGINE: Any = getattr(_C, "cuda", None)
 _PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
@@ -237,17 +246,14 @@ class DeviceDatabase:
     @property
     def engine_dtype(self) -> str:
         """Dtype of the rows that ``blocks`` yields."""
-        return "float64" if self.metric.startswith("gaussian") else self.dtype
+        return engine_dtype(self.metric, self.dtype)
 
     def append(self, values: ArrayLike, threads: int) -> None:
         """Add a copy of rows at the end."""
         if self._host is not None:
             raise InputError("a database on disk cannot be added to; load it into memory first, e.g. np.load(path)")
         rows, was_tensor = _device_rows(values, "rows to add", self.metric, self.device)
-        if rows.tensor.shape[1] != self.dim:
-            raise InputError(f"rows to add have {rows.tensor.shape[1]} columns; the index has {self.dim}")
-        if rows.dtype != self.dtype:
-            raise InputError(f"rows to add have dtype {rows.dtype}; the index holds {self.dtype}")
+        check_added(int(rows.tensor.shape[1]), rows.dtype, self.dim, self.dtype)
         if len(rows):
             self._append(rows, threads, copy=was_tensor)
 
@@ -323,9 +329,7 @@ class DeviceDatabase:
         """(Q, k) distances and indices: tensors, or numpy arrays if the queries are."""
         if k > self._count:
             raise InputError(f"k={k}: accepted is 1 to {self._count}, the number of database rows")
-        given, as_tensors = _device_rows(queries, "queries", self.metric, self.device)
-        if given.tensor.shape[1] != self.dim:
-            raise InputError(f"queries have {given.tensor.shape[1]} columns; the database has {self.dim}")
+        given, as_tensors = self._of_same_width(queries, "queries")
         with _on(self.device):
             asked = _checked(given, self.metric, "queries", 0, threads)
             count = len(asked)
@@ -398,12 +402,17 @@ class DeviceDatabase:
 
     def as_queries(self, values: ArrayLike, name: str) -> DeviceRows:
         """Queries on the device, of the database's width."""
-        rows, _ = _device_rows(values, name, self.metric, self.device)
-        if rows.tensor.shape[1] != self.dim:
-            raise InputError(f"{name} have {rows.tensor.shape[1]} columns; the database has {self.dim}")
+        rows, _ = self._of_same_width(values, name)
         if len(rows) == 0:
             raise InputError(f"{name} has no rows; accepted is at least one")
         return rows
+
+    def _of_same_width(self, values: object, name: str) -> tuple[DeviceRows, bool]:
+        """What ``_device_rows`` returns, if it has the database's columns."""
+        rows, was_tensor = _device_rows(values, name, self.metric, self.device)
+        if rows.tensor.shape[1] != self.dim:
+            raise InputError(f"{name} have {rows.tensor.shape[1]} columns; the database has {self.dim}")
+        return rows, was_tensor
 
     def _search_piece(
         self,

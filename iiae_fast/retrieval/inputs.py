@@ -13,9 +13,11 @@ __all__ = [
     "as_row_ids",
     "as_rows",
     "as_threads",
+    "check_added",
     "check_form",
     "check_metric",
     "check_values",
+    "engine_dtype",
     "has_device_tensors",
     "like_queries",
 ]
@@ -148,6 +150,19 @@ def check_values(array: NDArray[Any], dtype: str, metric: str, name: str, start:
         _C.validate(array, dtype, metric, name, start, threads)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def engine_dtype(metric: str, dtype: str) -> str:
+    """Dtype of rows in the engine's form, given that of the caller's: Gaussian ones are lifted."""
+    return "float64" if metric.startswith("gaussian") else dtype
+
+
+def check_added(dim: int, dtype: str, index_dim: int, index_dtype: str) -> None:
+    """Refuse rows to add that are unlike those of an index."""
+    if dim != index_dim:
+        raise InputError(f"rows to add have {dim} columns; the index has {index_dim}")
+    if dtype != index_dtype:
+        raise InputError(f"rows to add have dtype {dtype}; the index holds {index_dtype}")
 
 
 def as_count(value: object, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What docs/tensorrt.md says of commands, precisions and targets is so."""
+"""What docs/tensorrt.md says of precisions and targets is so."""
 
 from __future__ import annotations
 
@@ -18,19 +18,3 @@ def test_precisions_and_targets() -> None:
     row = re.search(r"^\| GPUs \| .*compute capability ([\d., ]+) \|", TEXT, re.MULTILINE)
     assert row is not None
     assert tuple("SM" + number.replace(".", "") for number in row[1].split(", ")) == RTX_TARGETS
-
-
-def test_commands_parse() -> None:
-    from iiae_fast.cli.parsing import parse
-
-    commands = re.findall(r"^iiae (.+?)(?:\s+#.*)?$", TEXT, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        assert parse(command.split()) is not None, command
-
-
-def test_python_snippets_compile() -> None:
-    snippets = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(snippets) == 2
-    for snippet in snippets:
-        compile(snippet, "docs/tensorrt.md", "exec")

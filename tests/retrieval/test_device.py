@@ -22,6 +22,7 @@ from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, inputs, pair
 from iiae_fast.retrieval import device as module
 
 METHODS = ("brute_force", "int8", "auto")
+needs_gpu = pytest.mark.skipif(os.environ.get("IIAE_TEST_GPU") != "1", reason="needs a CUDA device, and IIAE_TEST_GPU=1")
 CASES = int(os.environ.get("IIAE_DEVICE_CASES", "200" if os.environ.get("IIAE_TEST_GPU") == "1" else "60"))
 
 
@@ -352,10 +353,9 @@ def test_the_benchmark_times_what_is_right(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_search_in_a_cuda_graph() -> None:
     """Captured once, replayed on other queries; nothing is allocated after the first search on a stream."""
-    if os.environ.get("IIAE_TEST_GPU") != "1":
-        pytest.skip("needs a CUDA device, and IIAE_TEST_GPU=1")
     rows, queries = numbers((20_000, 64)), numbers((300, 64), seed=1)
     index = FlatIndex(rows.cuda(), device="cuda")
     asked = queries.cuda()
@@ -375,10 +375,9 @@ def test_a_search_in_a_cuda_graph() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_on_a_stream_of_the_caller() -> None:
     """Queries that another stream is still writing, and results that it reads."""
-    if os.environ.get("IIAE_TEST_GPU") != "1":
-        pytest.skip("needs a CUDA device, and IIAE_TEST_GPU=1")
     rows, queries = numbers((50_000, 64)), numbers((100, 64), seed=1)
     index = FlatIndex(rows.cuda(), device="cuda")
     stream = torch.cuda.Stream()
