@@ -9,10 +9,12 @@ from __future__ import annotations
 
 __all__ = ["FLAVORS", "RTX_TARGETS", "Built", "Context", "Flavor", "FlavorName", "choose_flavor", "open_flavor"]
 
+import contextlib
+import gc
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +27,20 @@ RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120")  # what a machine without a GPU 
 
 Batches = tuple[int, int, int]
 """Smallest batch, the one to tune for, largest."""
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """TensorRT logs with a lock held that the end of its objects takes too: a collection during a logger's ``log`` that found
+    an old builder, kept by a failed build's traceback say, would wait for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,7 @@ class Flavor:
         self.module = module
         self.version = str(module.__version__)
 
+    @_without_collection()
     def build(
         self,
         onnx: bytes,
@@ -156,6 +173,7 @@ class Flavor:
         kept = None if cache is None else bytes(memoryview(cache.serialize()))
         return Built(bytes(memoryview(plan)), layers, log.kernels(), kept)
 
+    @_without_collection()
     def open(self, plan: bytes) -> Callable[[int, int], Context]:
         """Deserialize an engine.
 
@@ -174,6 +192,7 @@ class Flavor:
         if engine is None:
             raise InputError(f"{self.title} {self.version} does not load the engine: {log.errors()}")
 
+        @_without_collection()
         def context(profile: int, stream: int) -> Context:
             made = engine.create_execution_context()
             if made is None or not made.set_optimization_profile_async(profile, stream):

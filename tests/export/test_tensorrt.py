@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import json
 from collections import Counter
@@ -19,7 +20,7 @@ from precision_walk import wide_layers
 from iiae_fast import IIAE
 from iiae_fast.errors import CheckpointError, InputError, MissingExtraError
 from iiae_fast.export import BuildOptions, EngineInfo, build_tensorrt, inspect_engine, load, quantize
-from iiae_fast.export.flavors import RTX_TARGETS, choose_flavor, open_flavor
+from iiae_fast.export.flavors import RTX_TARGETS, Flavor, choose_flavor, open_flavor
 from iiae_fast.export.parity import complete_inputs
 from iiae_fast.export.sealing import seal
 
@@ -239,6 +240,28 @@ def test_an_unsupported_operator(export_graph: Export, tmp_path: Path) -> None:
             build_tensorrt(path, tmp_path / "engine.plan")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "engine.plan").exists()
+
+
+def test_nothing_is_collected_while_it_logs(export_graph: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = export_graph("feature", "shared_x")
+    plain, collecting = Flavor._log, []
+
+    def watched(flavor: Flavor) -> Any:
+        class Watched(type(plain(flavor))):  # type: ignore[misc]  # made anew for each build
+            def log(self, severity: Any, message: str) -> None:
+                collecting.append(gc.isenabled())
+                super().log(severity, message)
+
+        return Watched()
+
+    monkeypatch.setattr(Flavor, "_log", watched)
+    node = onnx.helper.make_node("Det", [], [], name="determinant")
+    with pytest.raises(InputError, match="does not parse"):
+        build_tensorrt(with_node(source, node, "", tmp_path / "odd.onnx"), tmp_path / "engine.plan")
+    build_tensorrt(source, tmp_path / "engine.plan")
+    assert len(collecting) > 2
+    assert not any(collecting)
+    assert gc.isenabled()
 
 
 def test_sources(export_graph: Export, tmp_path: Path) -> None:
