@@ -57,7 +57,7 @@ OWN = {
     *("module", "title", "version", "name", "errors", "failures", "table", "kernels", "build", "run"),
     *("_context", "_owners", "_log", "_describe", "startswith", "removeprefix"),
     *("append", "fromkeys", "join", "split", "items", "values", "sub", "compile", "findall", "finditer", "MULTILINE"),
-    *("util", "find_spec", "__init__"),
+    *("util", "find_spec", "__init__", "contextmanager", "isenabled", "disable", "enable"),
 }
 
 
