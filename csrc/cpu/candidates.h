@@ -25,6 +25,7 @@ class Candidates {
  public:
   std::size_t size() const { return size_; }
   std::uint32_t id(std::size_t i) const { return ids_[i]; }
+  std::size_t room() const { return ids_.size(); }
   void clear() { size_ = 0; }
 
   // Makes room for so many more.

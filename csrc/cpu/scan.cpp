@@ -13,6 +13,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <mutex>
 
 #include "cpu/candidates.h"
 #include "cpu/format_choice.h"
@@ -101,6 +102,8 @@ class Scan {
   std::size_t parts_ = 1;                // tasks that share the rows of a chunk, each with its own state
   std::vector<State> states_;            // (which_, parts_)
   std::vector<std::size_t> seen_;        // (parts_,) rows of earlier chunks
+  std::vector<Candidates> spare_;        // empty lists that have memory, of queries that are done
+  std::mutex spare_mutex_;
   std::vector<std::uint8_t> certified_;  // (which_,)
 };
 
@@ -112,6 +115,15 @@ void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, 
   HitLists lists(queries.count(), strips->groups);
   const AlignedBytes sums(queries.count() * kGroup * 4);
   Scratch scratch;
+  {
+    const std::lock_guard lock(spare_mutex_);
+    for (std::size_t q = 0; q < queries.count() && !spare_.empty(); ++q) {
+      Candidates& candidates = state(first_query + q, part).candidates;
+      if (candidates.room() > 0) continue;
+      candidates = std::move(spare_.back());
+      spare_.pop_back();
+    }
+  }
   std::size_t seen = seen_[part];
   for (const Strip* strip = strips; strip != strips + count; ++strip) {
     // While few rows are known, limits fall fast: only as many again are scanned with the same ones.
@@ -227,7 +239,13 @@ void Scan::finish_batch(std::size_t batch) {
   Scratch scratch;
   for (std::size_t query = batch * kBatch; query < std::min((batch + 1) * kBatch, which_.size()); ++query) {
     certified_[query] = finish(query, scratch);
-    for (std::size_t part = 0; part < parts_; ++part) state(query, part) = State(k_);  // gives its memory to later queries
+    const std::lock_guard lock(spare_mutex_);
+    for (std::size_t part = 0; part < parts_; ++part) {
+      State& done = state(query, part);
+      done.candidates.clear();
+      spare_.push_back(std::move(done.candidates));
+      done = State(k_);
+    }
   }
 }
 
