@@ -13,9 +13,9 @@
 
 namespace iiae {
 
-// Where in an interval a cost lies at most, almost always: the interval is Cauchy-Schwarz's, and the parts of a residual are about
-// as good as independent of what they are multiplied with, so that errors are normal, and the bound is some sqrt(2 width) of their
-// standard deviations. This allows for four.
+// Where in an interval a cost lies at most, almost always: the interval is Cauchy-Schwarz's, and the parts of a residual are
+// about as good as independent of what they are multiplied with, so that errors are normal, and the bound is some sqrt(2 width)
+// of their standard deviations. This allows for four.
 inline float likely_share(std::size_t width) {
   return static_cast<float>(std::min(1.0, 0.5 + 1.5 / std::sqrt(static_cast<double>(width))));
 }
@@ -131,6 +131,7 @@ template <class Permitted>
 void add_hits(Format format, const Strip& strip, const PackedQueries::Scale& scale, const Hits& hits, Permitted permitted,
               Candidates& candidates) {
   candidates.reserve(hits.count);
+  for (std::size_t i = 0; i < hits.count; ++i) __builtin_prefetch(&strip.rows[hits.rows[i]]);
   for (std::size_t i = 0; i < hits.count; ++i) {
     const StripRow& row = strip.rows[hits.rows[i]];
     if (!permitted(row.id)) continue;

@@ -28,8 +28,8 @@ double expected_candidates(const Kernels& kernels, const Problem& problem, const
   for (std::size_t q = 0; q < count; ++q) packed.bound(q, strip, std::numeric_limits<double>::infinity(), bounds[q], scales[q]);
   HitLists lists(count, strip.groups);
   const AlignedBytes scratch(count * kGroup * 4);
-  kernels.scan({&strip, 0, strip.groups, kFormat, packed.steps(), packed.data(), count, bounds.data(), lists.get(),
-                scratch.get()});
+  kernels.scan(
+      {&strip, 0, strip.groups, kFormat, packed.steps(), packed.data(), count, bounds.data(), lists.get(), scratch.get()});
   const std::size_t rank = std::max<std::size_t>(1, k * rows / piece.count());
   double sum = 0.0;
   std::vector<float> costs;

@@ -52,8 +52,8 @@ SampleHits sample_scan(const Kernels& kernels, Format format) {
   HitLists lists(count, strip.groups);
   const AlignedBytes scratch(count * kGroup * 4);
   for (std::size_t group = 0; group < strip.groups; ++group) {
-    kernels.scan({&strip, group, group + 1, format, queries.steps(), queries.data(), count, bounds.data(), lists.get(),
-                  scratch.get()});
+    kernels.scan(
+        {&strip, group, group + 1, format, queries.steps(), queries.data(), count, bounds.data(), lists.get(), scratch.get()});
   }
   SampleHits found(count);
   for (std::size_t q = 0; q < count; ++q) {

@@ -57,7 +57,7 @@ struct ScanTask {
   std::size_t query_count;
   const QueryBound* bounds;  // (query_count,)
   Hits* hits;                // (query_count,), appended to
-  std::byte* scratch;  // 64 bytes a query
+  std::byte* scratch;        // 64 bytes a query
 };
 
 // Dimensions beyond this many steps are scanned in blocks, so that a block of a row group stays in the first-level cache.

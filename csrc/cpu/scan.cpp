@@ -20,6 +20,7 @@
 #include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
+#include "cpu/top_k.h"
 
 namespace iiae {
 
@@ -46,7 +47,7 @@ struct State {
 class Scan {
  public:
   Scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries, const Piece& piece, const Filter& filter,
-       std::size_t k, std::size_t threads, const Problem& problem, const PackedPiece* packed, std::vector<TopK>& best)
+       std::size_t k, std::size_t threads, const Problem& problem, const PackedPiece* packed, Results& results)
       : kernels_(kernels),
         format_(format),
         metric_(metric),
@@ -58,7 +59,7 @@ class Scan {
         threads_(threads),
         problem_(problem),
         packed_(packed),
-        best_(best) {}
+        results_(results) {}
 
   // Searches for the queries that `which` names; returns those whose guesses failed, for which nothing has changed.
   std::vector<std::uint32_t> run(std::vector<std::uint32_t> which, bool guesses);
@@ -93,16 +94,16 @@ class Scan {
   std::size_t threads_;
   const Problem& problem_;
   const PackedPiece* packed_;
-  std::vector<TopK>& best_;
+  Results& results_;
 
   // The queries at hand.
   bool guesses_ = true;
   std::vector<std::uint32_t> which_;
   std::vector<std::unique_ptr<PackedQueries>> batches_;
-  std::size_t parts_ = 1;                // tasks that share the rows of a chunk, each with its own state
-  std::vector<State> states_;            // (which_, parts_)
-  std::vector<std::size_t> seen_;        // (parts_,) rows of earlier chunks
-  std::vector<Candidates> spare_;        // empty lists that have memory, of queries that are done
+  std::size_t parts_ = 1;          // tasks that share the rows of a chunk, each with its own state
+  std::vector<State> states_;      // (which_, parts_)
+  std::vector<std::size_t> seen_;  // (parts_,) rows of earlier chunks
+  std::vector<Candidates> spare_;  // empty lists that have memory, of queries that are done
   std::mutex spare_mutex_;
   std::vector<std::uint8_t> certified_;  // (which_,)
 };
@@ -222,16 +223,15 @@ bool Scan::finish(std::size_t query, Scratch& scratch) {
     all.found.merge(other.found);
   }
   tighten(which_[query], k_, all, scratch);
-  TopK& best = best_[which_[query]];
   auto& keys = scratch.keys;
   keys = all.found.keys();
-  keys.insert(keys.end(), best.keys().begin(), best.keys().end());
+  results_.append_to(which_[query], keys);
   measure(which_[query], all.candidates, keys);
   sort_smallest(keys, k_, scratch.sorting);
   if (all.guess != kOpen) {
     if (keys.size() < k_ || problem_.highest_cost(key_distance(metric_, keys.back())) > all.guess) return false;
   }
-  best.assign(keys);
+  results_.set(which_[query], keys);
   return true;
 }
 
@@ -265,7 +265,7 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
   seen_.assign(parts_, 0);
   certified_.assign(which_.size(), 0);
   for (std::size_t q = 0; q < which_.size(); ++q) {
-    const Key kth = best_[which_[q]].kth();
+    const Key kth = results_.kth(which_[q]);
     if (kth == kNoKey) continue;
     for (std::size_t part = 0; part < parts_; ++part) {
       state(q, part).limit = problem_.highest_cost(key_distance(metric_, kth));
@@ -289,13 +289,13 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
 
 void certified_scan(const Kernels& kernels, std::optional<Format> format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
-                    std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best) {
+                    std::size_t threads, const PackedPiece* packed, Results& results) {
   const std::optional<Problem> own = packed ? std::nullopt : std::optional<Problem>(std::in_place, kernels, metric, piece.rows);
   const Problem& problem = packed ? packed->problem : *own;
   if (!format) format = choose_format(kernels, problem, queries, which, piece, k, packed != nullptr);
   Scan scan(kernels, *format, metric, queries, piece, filter, k, threads, problem, *format == Format::kInt8 ? packed : nullptr,
-            best);
-  const std::size_t per_query = 4 * steps(*format, queries.dim) + 50 * k + 4096;
+            results);
+  const std::size_t per_query = 4 * steps(*format, queries.dim) + 40 * k + 4096;
   const std::size_t at_once = std::max<std::size_t>(1, kStateBytes / per_query / kBatch) * kBatch;
   for (std::size_t first = 0; first < which.size(); first += at_once) {
     const auto begin = which.begin() + static_cast<std::ptrdiff_t>(first);

@@ -76,12 +76,6 @@ class TopK {
   // Those kept, k at least if there were as many, in no order.
   const std::vector<Key>& keys() const { return keys_; }
 
-  // Keeps `sorted`, at most k, alone.
-  void assign(const std::vector<Key>& sorted) {
-    keys_.assign(sorted.begin(), sorted.end());
-    threshold_ = keys_.size() == k_ ? keys_.back() : kNoKey;
-  }
-
   // The k-th smallest key so far; kNoKey while there are fewer.
   Key kth() {
     if (keys_.size() >= k_) shrink();
