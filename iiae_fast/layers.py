@@ -26,9 +26,6 @@ from torch import Tensor, nn
 _STRIDE, _PADDING, _DILATION = [2, 2], [1, 1], [1, 1]
 _FEW = 4  # output channels of a transposed convolution up to which it is done as a 3×3 convolution
 
-# Output 2i + a takes input i + d through kernel row _TAPS[a][d + 1]; there is no row 4, it stands for zeros.
-_TAPS = torch.tensor(((3, 1, 4), (4, 2, 0)))
-
 
 def _fast(x: Tensor) -> bool:
     """Whether a layer goes the other way: bf16 autocast on a CPU, where a backward pass will follow."""
@@ -154,8 +151,10 @@ def _interleaved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``(B, K, 2H, 2W)`` in channels_last order.
     """
     inputs, outputs = weight.shape[:2]
-    taken = F.pad(weight, (0, 1, 0, 1))[:, :, _TAPS[:, None, :, None], _TAPS[None, :, None, :]]  # (C, K, a, c, 3, 3)
-    kernels = taken.permute(2, 3, 1, 0, 4, 5).reshape(4 * outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
+    # Output 2i + a takes input i + d through row 1 - 2d + a of the kernel: with a row of zeros at each end, through row
+    # 2 (1 - d) + a, of pairs counted from the last.
+    pairs = F.pad(weight, (1, 1, 1, 1)).reshape(inputs, outputs, 3, 2, 3, 2).flip(2, 4)
+    kernels = pairs.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
     pixels = torch.ops.aten.convolution(x, kernels, bias.repeat(4), [1, 1], _PADDING, _DILATION, False, [0, 0], 1)
     batch, _, height, width = pixels.shape
     rows = pixels.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2 * outputs)  # (B, H, W, a, (c, K))

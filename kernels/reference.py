@@ -139,7 +139,7 @@ def _philox_normals(shapes: dict[int, tuple[int, ...]], seed: Tensor) -> list[Te
     # As Triton does: a negative number x becomes ~x, which is x xor its sign's copies.
     u1, u2 = ((word ^ (word >> 31)).to(torch.float32).mul_(_UNIFORM_SCALE) for word in signed)
     radius = u1.clamp_(min=_UNIFORM_MIN).log_().mul_(-2.0).sqrt_()
-    noise = radius.mul_(u2.mul_(6.283185307179586).cos_()).split(sizes)
+    noise = torch.split(radius.mul_(u2.mul_(6.283185307179586).cos_()), sizes)
     return [part.view(shape) for part, shape in zip(noise, shapes.values())]
 
 
