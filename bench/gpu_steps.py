@@ -164,7 +164,7 @@ def engines(out: Path, toy: bool) -> int:
 
     from iiae_fast import IIAE, presets
     from iiae_fast.errors import InputError, MissingExtraError
-    from iiae_fast.export import build_tensorrt, load, to_onnx, verify
+    from iiae_fast.export import build_tensorrt, compare, load, to_onnx, verify
     from iiae_fast.export.flavors import FLAVORS
     from iiae_fast.export.onnx import Precision
 
@@ -185,6 +185,10 @@ def engines(out: Path, toy: bool) -> int:
                     continue
                 for session in sessions:
                     print(f"{flavor}, {graph} {precision}: {session.reason}: {verify(session, model, samples)}")
+                try:
+                    print(f"{flavor}, {graph} {precision}: against its graph by Polygraphy: {compare(onnx, info)}")
+                except MissingExtraError as error:
+                    print(f"{flavor}, {graph} {precision}: not compared: {error}")
     return 0
 
 
