@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from iiae_fast.errors import InputError, require
 from iiae_fast.export.graphs import Graph, Head, evaluate, graph_named, head_named, output_shape, tensor_shape
-from iiae_fast.export.passes import simplify
+from iiae_fast.export.passes import image_layers, last_layers, simplify
 from iiae_fast.export.precision import OPSET, lower
 from iiae_fast.export.sealing import finish
 from iiae_fast.model import IIAE
@@ -52,8 +52,9 @@ def to_onnx(
     Codes are the posteriors' means, so the graph is deterministic. BatchNorm is folded into the layer before it, and the
     log-variance half of an encoder's last layer is not computed where the output does not need it. Inputs and outputs are
     float32 at every precision (uint8 images apart); within, ``"fp16"`` and ``"bf16"`` hold for the layers and their
-    activations, while the image normalization, log-variances and the length of a normalized code stay float32; with ``"bf16"``
-    transposed convolutions too, for no runtime takes them in bf16.
+    activations, while the image normalization, log-variances and the length of a normalized code stay float32. With ``"bf16"``
+    so do transposed convolutions, which no runtime takes in bf16, and of encoders the convolution that reads the image and the
+    last layer, where 8 bits of precision would change which codes are nearest.
 
     Args:
         model: On any device, in any mode.
@@ -96,7 +97,7 @@ def to_onnx(
     exported = _trace(model, spec, input, accepted_head)
     simplify(exported)
     if precision != "fp32":
-        lower(exported, precision)
+        lower(exported, precision, _delicate_layers(exported.graph) if precision == "bf16" and spec.kind == "encoder" else ())
     facts = {
         "graph": graph,
         "family": model.config.family,
@@ -110,6 +111,14 @@ def to_onnx(
     }
     write_atomic(path, finish(exported, {**facts, **_extra(metadata, facts)}))
     return path
+
+
+def _delicate_layers(graph: onnx.GraphProto) -> list[str]:
+    """What an encoder's bf16 graph computes in float32, so that neighbours among its codes stay neighbours.
+
+    The 8 bits of bf16 hold neither a pixel (v/127.5 − 1) nor a code as exactly as the layers between need them.
+    """
+    return [*image_layers(graph), *last_layers(graph)]
 
 
 def weights_sha256(model: nn.Module) -> str:

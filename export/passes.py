@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["prune", "simplify"]
+__all__ = ["LAYERS", "image_layers", "last_layers", "prune", "simplify"]
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import onnx
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm")  # what multiplies by weights
 
 # Axis of the weight along which the outputs' channels lie. ConvTranspose is no encoder's last layer.
 _CHANNEL_LAYERS = ("Conv", "Gemm")
@@ -45,6 +47,32 @@ def prune(graph: onnx.GraphProto) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
+
+
+def image_layers(graph: onnx.GraphProto) -> list[str]:
+    """Names of the convolutions that no layer comes before: they read an image, so their work is small."""
+    after_layers: set[str] = set()  # values that depend on a layer
+    first = []
+    for node in graph.node:  # in topological order
+        follows_layer = not after_layers.isdisjoint(node.input)
+        if node.op_type == "Conv" and not follows_layer:
+            first.append(node.name)
+        if node.op_type in LAYERS or follows_layer:
+            after_layers.update(node.output)
+    return first
+
+
+def last_layers(graph: onnx.GraphProto) -> list[str]:
+    """Names of the layers that no other layer comes after."""
+    before_layers: set[str] = set()  # values that a layer depends on
+    last = []
+    for node in reversed(graph.node):  # in topological order, so what comes after is known
+        leads_to_layer = not before_layers.isdisjoint(node.output)
+        if node.op_type in LAYERS and not leads_to_layer:
+            last.append(node.name)
+        if node.op_type in LAYERS or leads_to_layer:
+            before_layers.update(node.input)
+    return last
 
 
 def _fold_channel_slices(graph: onnx.GraphProto) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["OPSET", "emulate_bf16", "lower"]
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,8 +32,13 @@ _BF16_OPSET = 22  # the first one whose Conv takes bf16
 _BF16_SUFFIX = "_bf16"  # of the names of all bf16 values
 
 
-def lower(model: onnx.ModelProto, precision: Literal["fp16", "bf16"]) -> None:
+def lower(model: onnx.ModelProto, precision: Literal["fp16", "bf16"], keep: Collection[str] = ()) -> None:
     """Rewrite a float32 model in place; its inputs and outputs stay as they are.
+
+    Args:
+        model: As ``simplify`` leaves it.
+        precision: Of layers and activations.
+        keep: Names of layers that stay float32.
 
     Raises:
         InputError: A weight is too large for fp16.
@@ -40,18 +46,19 @@ def lower(model: onnx.ModelProto, precision: Literal["fp16", "bf16"]) -> None:
     onnx = require("onnx", "onnx")
     if precision == "bf16":
         model.CopyFrom(onnx.version_converter.convert_version(model, _BF16_OPSET))
-    _Lowering(model.graph, precision).run()
+    _Lowering(model.graph, precision, keep).run()
     prune(model.graph)
 
 
 class _Lowering:
     """One pass over the nodes in order; every value is known by its float32 name, its low-precision name, or both."""
 
-    def __init__(self, graph: onnx.GraphProto, precision: Literal["fp16", "bf16"]) -> None:
+    def __init__(self, graph: onnx.GraphProto, precision: Literal["fp16", "bf16"], keep: Collection[str]) -> None:
         from onnx import TensorProto
 
         self.graph = graph
         self.precision = precision
+        self.keep = keep
         self.float32 = TensorProto.FLOAT
         self.low_type = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16
         self.weights = {weight.name: weight for weight in graph.initializer if weight.data_type == self.float32}
@@ -63,7 +70,7 @@ class _Lowering:
 
     def run(self) -> None:
         for node in self.graph.node:
-            if node.op_type in _LAYERS[self.precision]:
+            if node.op_type in _LAYERS[self.precision] and node.name not in self.keep:
                 self._compute_low(node, list(node.input))
             elif node.op_type in _LAYOUT and self._all_low(_moved(node)):
                 self._compute_low(node, _moved(node))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_fast.errors import InputError, require
+from iiae_fast.export.passes import LAYERS, last_layers
 from iiae_fast.export.sealing import finish
 from iiae_fast.export.session import load
 from iiae_fast.storage import write_atomic
@@ -33,7 +34,6 @@ Quantizer = Literal["onnxruntime", "modelopt"]
 # Layers with an 8-bit implementation on the target.
 _LAYERS = {"cpu": ("Conv", "Gemm"), "tensorrt": ("Conv", "ConvTranspose", "Gemm")}
 _BETWEEN = ("Concat", "LeakyRelu", "Relu", "Reshape")  # what may stand between them without leaving int8 on a CPU
-_ALL_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 _BATCH = 32  # calibration samples per run
 
@@ -94,8 +94,8 @@ def quantize(
         raise InputError("samples are empty: calibration needs data, a few hundred samples are good")
 
     model: onnx.ModelProto = onnx.load(source)
-    layers = [node for node in model.graph.node if node.op_type in _ALL_LAYERS]
-    last = _last_layers(model.graph)
+    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    last = last_layers(model.graph)
     if not any(node.op_type in _LAYERS[target] for node in layers if node.name not in last):
         graph = session.metadata["graph"]
         raise InputError(
@@ -124,19 +124,6 @@ def _finite(name: str, values: Array) -> NDArray[Any]:
     if bad.any():
         raise InputError(f"samples {name!r}: row {int(bad.argmax())} is not finite")
     return array
-
-
-def _last_layers(graph: onnx.GraphProto) -> list[str]:
-    """Names of the layers that no other layer comes after."""
-    before_layers: set[str] = set()  # values that a layer depends on
-    last = []
-    for node in reversed(graph.node):  # in topological order, so what comes after is known
-        leads_to_layer = not before_layers.isdisjoint(node.output)
-        if node.op_type in _ALL_LAYERS and not leads_to_layer:
-            last.append(node.name)
-        if node.op_type in _ALL_LAYERS or leads_to_layer:
-            before_layers.update(node.input)
-    return last
 
 
 def _by_onnxruntime(

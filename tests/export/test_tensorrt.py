@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from export_cases import FAMILIES, images, pairs
+from precision_walk import wide_layers
 
 from iiae_fast import IIAE
 from iiae_fast.errors import CheckpointError, InputError, MissingExtraError
@@ -49,14 +50,14 @@ def dtypes(layer: dict[str, Any], side: str) -> set[str]:
     return {tensor["dtype"] for tensor in layer[side]}
 
 
-def check_table(info: EngineInfo, source: Path, expected: Callable[[str], str]) -> None:
+def check_table(info: EngineInfo, source: Path, expected: Callable[[dict[str, Any]], str]) -> None:
     """Every layer of the graph is in the parsed network, with the dtype that ``expected`` says, and in some kernel."""
     graph = onnx.load(source).graph
     wanted = Counter(LAYERS[node.op_type] for node in graph.node if node.op_type in LAYERS)
     found = [layer for layer in info.layers if layer["type"] in LAYERS.values()]
     assert Counter(layer["type"] for layer in found) == wanted
     for layer in found:
-        assert dtypes(layer, "inputs") == dtypes(layer, "outputs") == {expected(layer["type"])}, layer
+        assert dtypes(layer, "inputs") == dtypes(layer, "outputs") == {expected(layer)}, layer
     fused = {name for kernel in info.kernels for name in kernel["nodes"]}
     assert fused >= {node.name for node in graph.node if node.op_type in LAYERS}
     outputs = {tensor["name"]: tensor for layer in info.layers for tensor in layer["outputs"]}
@@ -72,15 +73,11 @@ def test_engines_of_a_precision(
     family: str, graph: str, input: str, precision: str, export_graph: Export, tmp_path: Path
 ) -> None:
     source = export_graph(family, graph, precision=precision, input=input)
-    sizes = {}
+    sizes, wide = {}, wide_layers(onnx.load(source), precision)
     for target in RTX_TARGETS:
         info = build_tensorrt(source, tmp_path / "engine.plan", flavor="tensorrt-rtx", targets=(target,))
         check_sizes(info, source)
-        check_table(
-            info,
-            source,
-            lambda layer: "FLOAT" if precision == "bf16" and layer == "DECONVOLUTION" else DTYPES[precision],
-        )
+        check_table(info, source, lambda layer: "FLOAT" if layer["name"] in wide else DTYPES[precision])
         assert info.targets == (target,)
         assert info.inputs[0].dtype == input
         assert inspect_engine(info) == info  # the sidecar holds it all
