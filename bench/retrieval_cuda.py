@@ -12,7 +12,7 @@ from torch import Tensor
 from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, importable
 from iiae_fast.bench.retrieval import CHECKED, SearchSize, search_case
 from iiae_fast.retrieval import FlatIndex
-from iiae_fast.retrieval.device import engine
+from iiae_fast.retrieval.runtime import engine
 
 _CHUNK_BYTES = 1 << 32  # of a rival's matrix of distances
 _MOST_PAIRS = 2e10  # for rivals that write one

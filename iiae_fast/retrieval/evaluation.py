@@ -72,7 +72,8 @@ def evaluate(
         exclude: ``(Q,)`` integers, one row for every query that its ranking leaves out (-1 for none), or ``"self"``.
         threads: As in ``FlatIndex``.
         memory_limit: As in ``FlatIndex``.
-        workspace_limit: As in ``FlatIndex``; one query takes 8 bytes for every row, and 20 more for every one relevant to it.
+        workspace_limit: As in ``FlatIndex``; one query takes an eighth of a byte for every row, and 36 bytes for every one
+            relevant to it.
 
     Returns:
         ``"recall@k"``, ``"precision@k"``, ``"map@k"`` for every k, and ``"map@all"``, as fractions.
