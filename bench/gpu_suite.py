@@ -98,12 +98,14 @@ def steps(out: Path, dry_run: bool) -> list[Step]:
         Step("bench kernels 1", measure("kernels"), 150),
         Step("bench training 1", measure("training"), 150),
         Step("bench retrieval 1", measure("retrieval"), 100),
+        Step("paths", own("paths"), 130),
         Step("train", own("train"), 120),
         Step("memcheck", sanitize("memcheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
         Step("profile", own("profile"), 60),
         Step("bench inference 1", measure("inference"), 90),
         Step("engines", own("engines"), 120),
         Step("racecheck", sanitize("racecheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
+        Step("synccheck", sanitize("synccheck"), 60, None if dry_run else "compute-sanitizer", _UNCACHED),
     ]
     # Comparisons and intervals count runs, so whatever time is left goes into further ones.
     for run in (2,) if dry_run else (2, 3):
