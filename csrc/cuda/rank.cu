@@ -50,7 +50,7 @@ Labels labels_of(const Evaluation& evaluation, std::size_t start, std::size_t fi
           evaluation.excluded_ids ? evaluation.excluded_ids + first : nullptr};
 }
 
-__global__ void start_kernel(std::size_t count, RelevantRows relevant, std::uint32_t* marks, std::size_t words) {
+__global__ void start_ranking_kernel(std::size_t count, RelevantRows relevant, std::uint32_t* marks, std::size_t words) {
   const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
   const std::size_t first = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x;
   for (std::size_t i = first; i < count; i += step) relevant.found[i] = 0;
@@ -175,7 +175,7 @@ void start(const Evaluation& evaluation, std::size_t first, std::size_t count, s
   const std::size_t words = mark_words(evaluation.most_scanned);
   convert_queries(evaluation.metric, evaluation.queries.slice(first, first + count), memory.values, memory.sq_norms, stream);
   const std::size_t wanted = blocks_for(count * std::max<std::size_t>(words, 1), kThreads);
-  launch(start_kernel, static_cast<unsigned>(std::min(wanted, kBlocks)), kThreads, 0, stream, count, memory.relevant,
+  launch(start_ranking_kernel, static_cast<unsigned>(std::min(wanted, kBlocks)), kThreads, 0, stream, count, memory.relevant,
          memory.marks, words);
 }
 

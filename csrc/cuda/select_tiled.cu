@@ -24,8 +24,8 @@ __device__ std::size_t tile_end(std::size_t begin, std::size_t size, std::size_t
 }
 
 // Puts the best keys so far behind the others, and makes the selection ready for its first digit.
-__global__ void start_kernel(std::size_t count, Key* keys, std::size_t stride, std::size_t n, std::size_t k, const Key* best,
-                             TiledSelection selection) {
+__global__ void start_selection_kernel(std::size_t count, Key* keys, std::size_t stride, std::size_t n, std::size_t k,
+                                       const Key* best, TiledSelection selection) {
   const std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x;
   for (std::size_t q = blockIdx.y; q < count; q += gridDim.y) {
     if (i < k) keys[q * stride + n + i] = best[q * k + i];
@@ -122,8 +122,8 @@ __global__ void copy_kernel(std::size_t size, const Key* from, Key* to) {
 void keep_best_tiled(std::size_t count, Key* keys, std::size_t stride, std::size_t n, std::size_t k, Key* best, Key* scratch,
                      const TiledSelection& selection, cudaStream_t stream) {
   constexpr std::size_t kCopyBlocks = 4096;
-  launch(start_kernel, grid(k < kBins ? kBins : k, kThreads, count), kThreads, 0, stream, count, keys, stride, n, k, best,
-         selection);
+  launch(start_selection_kernel, grid(k < kBins ? kBins : k, kThreads, count), kThreads, 0, stream, count, keys, stride, n, k,
+         best, selection);
   const dim3 tiles = grid(n + k, kTileKeys, count);
   for (int shift = static_cast<int>(8 * sizeof(Key) - kDigitBits); shift >= 0; shift -= static_cast<int>(kDigitBits)) {
     launch(count_digits_kernel, tiles, kThreads, 0, stream, count, keys, stride, n + k, shift, selection);

@@ -35,7 +35,7 @@ from iiae_fast.retrieval.inputs import (
 )
 
 if TYPE_CHECKING:
-    from iiae_fast.retrieval.device import DeviceDatabase
+    from iiae_fast.retrieval.device_database import DeviceDatabase
 
 DEFAULT_WORKSPACE_LIMIT = 1 << 30
 
@@ -97,7 +97,7 @@ class FlatIndex:
             rows = as_rows(database, "database", metric)
             self._database = Database(rows, metric, workers, copy=True, memory_limit=limit)
             return
-        from iiae_fast.retrieval.device import DeviceDatabase
+        from iiae_fast.retrieval.device_database import DeviceDatabase
         from iiae_fast.retrieval.runtime import resolve
 
         self._database = DeviceDatabase(
@@ -164,7 +164,9 @@ class FlatIndex:
         """
         workers = as_threads(self._threads if threads is None else threads)
         if not isinstance(self._database, Database):
-            return Hits(*self._database.search(queries, as_count(k, "k"), allowed, exclude, workers))
+            from iiae_fast.retrieval import device
+
+            return Hits(*device.search(self._database, queries, as_count(k, "k"), allowed, exclude, workers))
         return _search(self._database, as_rows(queries, "queries", self.metric), k, allowed, exclude, workers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -192,7 +194,7 @@ class FlatIndex:
         if str(device) == "cpu":
             index._database = storage.load(path, workers)
         else:
-            from iiae_fast.retrieval.device import DeviceDatabase
+            from iiae_fast.retrieval.device_database import DeviceDatabase
             from iiae_fast.retrieval.runtime import resolve
 
             found = resolve(device)
@@ -222,13 +224,14 @@ def search(
     workers = as_threads(threads)
     limit, room = as_count(memory_limit, "memory_limit"), as_count(workspace_limit, "workspace_limit")
     if has_device_tensors(queries, database):
-        from iiae_fast.retrieval.device import DeviceDatabase, find_device
+        from iiae_fast.retrieval import device
+        from iiae_fast.retrieval.device_database import DeviceDatabase
 
-        device = find_device(queries, database)
+        runtime = device.find_device(queries, database)
         base = DeviceDatabase(
-            database, metric, workers, device, copy=False, memory_limit=limit, workspace_limit=room, stream=True
+            database, metric, workers, runtime, copy=False, memory_limit=limit, workspace_limit=room, stream=True
         )
-        return Hits(*base.search(queries, as_count(k, "k"), allowed, exclude, workers))
+        return Hits(*device.search(base, queries, as_count(k, "k"), allowed, exclude, workers))
     rows = as_rows(database, "database", metric)
     query_rows = as_rows(queries, "queries", metric)
     return _search(Database(rows, metric, workers, copy=False, memory_limit=limit), query_rows, k, allowed, exclude, workers)
