@@ -119,7 +119,9 @@ def _search_piece(
     step = _step(len(piece.rows), need, database.left)
     largest = next(piece.parts(step))
     wanted = packed_bytes(largest) + prepare(largest).workspace_bytes(count)
-    workspace = database.workspace(need(step), wanted, f"a search with k={k} in {len(piece.rows):,} rows")
+    workspace = database.workspace(
+        need(step), wanted, f"a search with k={k} in {len(piece.rows):,} rows", "raise the limit or lower k"
+    )
     for part in piece.parts(step):
         start, own = workspace.data_ptr(), packed_bytes(part)
         if own:
@@ -187,7 +189,7 @@ def evaluate(
         evaluation, own = prepare(step), packed_bytes(step)
         batch = min(count, _MOST_QUERIES)
         least, wanted = own + evaluation.workspace_bytes(1), own + evaluation.workspace_bytes(batch)
-        workspace = database.workspace(least, wanted, f"evaluating over {len(database):,} rows")
+        workspace = database.workspace(least, wanted, f"evaluating over {len(database):,} rows", "raise the limit")
         while own + evaluation.workspace_bytes(batch) > workspace.nbytes:
             batch = (batch + 1) // 2
         address = workspace.data_ptr() + own

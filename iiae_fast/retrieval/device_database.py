@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DeviceDatabase", "Piece"]
+__all__ = ["PIECE_ROWS", "DeviceDatabase", "Piece"]
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from iiae_fast.retrieval.device_stream import HostRows
 from iiae_fast.retrieval.inputs import ArrayLike, as_rows, check_added, engine_dtype
 from iiae_fast.retrieval.runtime import Runtime
 
-_PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
+PIECE_ROWS = 1 << 16  # a piece that is smaller is merged with what is added after it
 _STREAMED_SHARE = 4  # of the workspace limit, for one of the two blocks of a streamed database
 _KEPT_SHARE = 8  # of it that packed rows leave to searches
 
@@ -64,8 +64,10 @@ class DeviceDatabase:
         ValueError: As ``Database``; tensors on another device.
     """
 
-    _host: HostRows | None
+    dtype: str
+    dim: int
     statistics: Tensor | None
+    _host: HostRows | None
 
     def __init__(
         self,
@@ -109,8 +111,7 @@ class DeviceDatabase:
 
     def _set(self, metric: str, runtime: Runtime, workspace_limit: int, keeps: bool) -> None:
         self.metric, self.workspace_limit = metric, workspace_limit
-        self.statistics = None
-        self.dtype, self.dim, self._count = "", 0, 0
+        self.statistics, self._count = None, 0
         self.runtime, self._keeps = runtime, keeps
         self._pieces: list[Piece] = []
         self._host = None
@@ -137,7 +138,7 @@ class DeviceDatabase:
                 self._append(rows, threads, copy=was_tensor)
 
     def _append(self, rows: DeviceRows, threads: int, copy: bool) -> None:
-        last = self._pieces[-1] if self._pieces and len(self._pieces[-1].rows) < _PIECE_ROWS else None
+        last = self._pieces[-1] if self._pieces and len(self._pieces[-1].rows) < PIECE_ROWS else None
         new = checked(rows, self.metric, "database", self._count, threads, self.runtime, self.bad_row())
         if last is not None or (copy and new is rows):
             count = len(new) + (0 if last is None else len(last.rows))
@@ -195,6 +196,7 @@ class DeviceDatabase:
             self._host.check(bad)
 
     def stream(self) -> int:
+        """The handle of the caller's stream."""
         return int(self.runtime.current_stream().cuda_stream)
 
     def bad_row(self) -> Tensor:
@@ -217,12 +219,12 @@ class DeviceDatabase:
         kept = sum(piece.packed.nbytes for piece in self._pieces if piece.packed is not None)
         return self.workspace_limit - kept - (0 if self._host is None else self._host.device_bytes)
 
-    def workspace(self, least: int, wanted: int, what: str) -> Tensor:
-        """At least `least` bytes, and `wanted` if the limit allows it."""
+    def workspace(self, least: int, wanted: int, what: str, advice: str) -> Tensor:
+        """At least `least` bytes, and `wanted` if the limit allows it; else the advice is given."""
         if least > self.left:
             raise DeviceMemoryError(
                 f"workspace_limit={self.workspace_limit:,}: {what} takes at least"
-                f" {self.workspace_limit - self.left + least:,} bytes; raise the limit or lower k"
+                f" {self.workspace_limit - self.left + least:,} bytes; {advice}"
             )
         size = min(wanted, self.left)
         if self.runtime.capturing():  # the graph has its own: it may run beside searches of this stream, and after larger ones
@@ -243,6 +245,7 @@ class DeviceDatabase:
         size = self.runtime.engine.packed_bytes(self.metric, piece.rows.argument())
         if size > self.left - max(least, self.workspace_limit // _KEPT_SHARE):
             return None
+        self._workspaces.clear()  # made when the limit left more
         packed = self.runtime.allocate(size, "packed rows", f"lower workspace_limit, or {HOST_ADVICE}")
         self.pack(piece.rows, packed)
         piece.packed = packed
@@ -250,6 +253,7 @@ class DeviceDatabase:
         return packed
 
     def pack(self, rows: DeviceRows, to: Tensor) -> None:
+        """Write rows as scans read them."""
         self.runtime.engine.pack(self.metric, rows.argument(), to.data_ptr(), self.stream())
 
     def scans(self, queries: int, rows: int, k: int) -> bool:

@@ -45,7 +45,7 @@ class HostRows:
             raise InputError(f"database has shape {tuple(rows.array.shape)}; accepted is at least one row")
         self.dtype, self.dim, self.metric = rows.dtype, rows.dim, metric
         self._rows, self._threads, self._limit, self._runtime = rows, threads, block_limit, runtime
-        self._pinned = pinned if pinned is not None and pinned.is_contiguous() and not self._lifts else None
+        self._pinned = pinned.detach() if pinned is not None and pinned.is_contiguous() and not self._lifts else None
         self.columns = rows.dim // 2 * 3 if metric == "gaussian_kl" else rows.dim
         self._kept_dtype = _TORCH_DTYPES[engine_dtype(metric, rows.dtype)]
         self._row_bytes = self.columns * self._kept_dtype.itemsize

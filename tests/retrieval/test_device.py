@@ -180,7 +180,7 @@ def test_add_save_and_load(device: torch.device, tmp_path: Path, metric: str, dt
 
 
 def test_pieces_are_searched_one_after_the_other(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_database, "_PIECE_ROWS", 1)
+    monkeypatch.setattr(device_database, "PIECE_ROWS", 1)
     rows, queries = numbers((5000, 5)), numbers((12, 5), seed=1)
     index = FlatIndex(put(rows[:2000], device), device="cuda")
     index.add(put(rows[2000:2100], device))
