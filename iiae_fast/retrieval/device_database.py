@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PIECE_ROWS", "DeviceDatabase", "Piece"]
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,7 @@ class DeviceDatabase:
         self.runtime, self._keeps = runtime, keeps
         self._pieces: list[Piece] = []
         self._host = None
+        self._lock = threading.RLock()
         self._ready: Any = None  # an event behind the last change of the pieces
         self._workspaces: dict[int, Tensor] = {}  # by stream
         self._first_bad: dict[int, Tensor] = {}
@@ -167,9 +169,12 @@ class DeviceDatabase:
 
     @contextlib.contextmanager
     def in_order(self) -> Iterator[None]:
-        """Put work of the current stream behind what others did to the pieces, and before their memory is given away."""
+        """Put work of the current stream behind what others did to the pieces, and before their memory is given away.
+
+        One thread at a time: those of one stream share a workspace, and what they queue must not be mixed.
+        """
         runtime = self.runtime
-        with runtime.use():
+        with self._lock, runtime.use():
             # A stream that is captured cannot wait for others. There is nothing to wait for, as capture starts idle.
             if self._ready is not None and not runtime.capturing():
                 runtime.current_stream().wait_event(self._ready)

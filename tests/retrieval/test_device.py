@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,18 @@ def test_a_small_workspace_takes_fewer_at_a_time(device: torch.device) -> None:
         match=r"workspace_limit=1,000: a search with k=3 in 1,100 rows takes at least [\d,]+ bytes; raise the limit or lower k",
     ):
         search(put(queries, device), put(rows, device), 3, workspace_limit=1000)
+
+
+def test_threads_may_share_an_index(device: torch.device) -> None:
+    """And its workspace, where memory is too short to keep packed rows."""
+    rows, queries = numbers((1100, 8)), numbers((16, 8), seed=1)
+    expected = search(queries.numpy(), rows.numpy(), 3)
+    select_method("int8")
+    index = FlatIndex(put(rows, device), device="cuda", workspace_limit=60_000)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: index.search(put(queries[4 * i : 4 * i + 4], device), 3), range(4)))
+    for i, hits in enumerate(parts):
+        assert_same(hits, (expected.distances[4 * i : 4 * i + 4], expected.indices[4 * i : 4 * i + 4]))
 
 
 def test_out_of_memory_says_how_much_was_needed(emulated: Emulated) -> None:
