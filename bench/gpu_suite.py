@@ -5,8 +5,8 @@
 
 Steps run in order of worth, each in a process of its own with its own time limit; one that hangs or crashes is cut off and
 recorded, and the next begins. After every step the output folder (``--out``, else ``$OUT``) holds all there is so far, in a few
-files under 16 MiB: ``suite.json`` (what became of each step), ``log.txt``, ``results.jsonl``, ``profile.txt``, ``report.*``, and
-``device_paths.json``, the table of paths to put into ``iiae_fast/retrieval``.
+files under 16 MiB: ``suite.json`` (what became of each step), ``log.txt``, ``results.jsonl``, ``profile.txt``, ``report.*``,
+and ``device_paths.json``, the table of paths to put into ``iiae_fast/retrieval``.
 """
 
 from __future__ import annotations

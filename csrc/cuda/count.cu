@@ -61,37 +61,37 @@ __global__ void __launch_bounds__(kProductThreads, 2) count_kernel(CountTask tas
   __shared__ TileBounds<Shape> bounds;
   const TileLane<Shape> own;
   bounds.load_queries(task.queries);
-  multiply_tiles<Shape, kResident>(
-      task.rows, task.queries.values, 0, task.rows.tiles, [&](std::size_t tile, const Shape::Sums& sums) {
-        const float tile_norm = task.rows.tile_norm[tile];
-        const float tile_residual = task.rows.tile_residual[tile];
-        bounds.load_rows(task.rows, tile);
-        __syncthreads();
+  const auto finish = [&](std::size_t tile, const Shape::Sums& sums) {
+    const float tile_norm = task.rows.tile_norm[tile];
+    const float tile_residual = task.rows.tile_residual[tile];
+    bounds.load_rows(task.rows, tile);
+    __syncthreads();
 #pragma unroll
-        for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
+    for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
-          for (unsigned side = 0; side < 2; ++side) {
-            const unsigned column = own.column(c, side);
-            const QueryBound bound = bounds.queries[column];
-            const float init = bounds.init(bound, tile_norm, tile_residual);
-            const std::size_t query = blockIdx.y * Shape::kQueries + column;
+      for (unsigned side = 0; side < 2; ++side) {
+        const unsigned column = own.column(c, side);
+        const QueryBound bound = bounds.queries[column];
+        const float init = bounds.init(bound, tile_norm, tile_residual);
+        const std::size_t query = blockIdx.y * Shape::kQueries + column;
 #pragma unroll
-            for (unsigned half = 0; half < 2; ++half) {
-              const unsigned place = own.row(0, half);
-              const std::int32_t product = sums[0][c][2 * half + side];
-              if (!bounds.passes(bound, init, place, product)) continue;  // behind all relevant rows
-              const std::size_t id = dealt_row(task.rows.tiles, tile, place);
-              if (id >= task.rows.count || query >= task.queries.count) continue;
-              if (!task.labels.counts(query, id, task.start + id)) continue;
-              const std::size_t at = tile * kTileVectors + place;
-              const CostInterval cost =
-                  cost_interval(task.problem, task.rows, task.queries.states[query], at, product, tile_norm, tile_residual);
-              if (task.relevant.add_if_clear(query, cost.lowest, cost.highest)) continue;
-              atomicOr(&task.marks[query * task.words + at / kWordBits], 1u << at % kWordBits);
-            }
-          }
+        for (unsigned half = 0; half < 2; ++half) {
+          const unsigned place = own.row(0, half);
+          const std::int32_t product = sums[0][c][2 * half + side];
+          if (!bounds.passes(bound, init, place, product)) continue;  // behind all relevant rows
+          const std::size_t id = dealt_row(task.rows.tiles, tile, place);
+          if (id >= task.rows.count || query >= task.queries.count) continue;
+          if (!task.labels.counts(query, id, task.start + id)) continue;
+          const std::size_t at = tile * kTileVectors + place;
+          const CostInterval cost =
+              cost_interval(task.problem, task.rows, task.queries.states[query], at, product, tile_norm, tile_residual);
+          if (task.relevant.add_if_clear(query, cost.lowest, cost.highest)) continue;
+          atomicOr(&task.marks[query * task.words + at / kWordBits], 1u << at % kWordBits);
         }
-      });
+      }
+    }
+  };
+  multiply_tiles<Shape, kResident>(task.rows, task.queries.values, 0, task.rows.tiles, finish);
 }
 
 // Measures the marked rows of one query in a range of words, and takes the marks away.

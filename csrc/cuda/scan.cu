@@ -62,47 +62,47 @@ __global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task)
   const unsigned lane = threadIdx.x % kWarp;
   Passed* const passed = queue[threadIdx.x / kWarp];
   bounds.load_queries(task.queries);
-  multiply_tiles<Shape, kResident>(task.rows, task.queries.values, task.first, task.last,
-                                   [&](std::size_t tile, const typename Shape::Sums& sums) {
-                                     const float tile_norm = task.rows.tile_norm[tile];
-                                     const float tile_residual = task.rows.tile_residual[tile];
-                                     bounds.load_rows(task.rows, tile);
-                                     __syncthreads();
-                                     // Sweeps until all that passed has been in the queue; nearly always one is enough.
-                                     for (unsigned done = 0;; done += kQueue) {
-                                       unsigned seen = 0;
+  const auto finish = [&](std::size_t tile, const typename Shape::Sums& sums) {
+    const float tile_norm = task.rows.tile_norm[tile];
+    const float tile_residual = task.rows.tile_residual[tile];
+    bounds.load_rows(task.rows, tile);
+    __syncthreads();
+    // Sweeps until all that passed has been in the queue; nearly always one is enough.
+    for (unsigned done = 0;; done += kQueue) {
+      unsigned seen = 0;
 #pragma unroll
-                                       for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
+      for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
-                                         for (unsigned side = 0; side < 2; ++side) {
-                                           const unsigned column = own.column(c, side);
-                                           const QueryBound bound = bounds.queries[column];
-                                           const float init = bounds.init(bound, tile_norm, tile_residual);
+        for (unsigned side = 0; side < 2; ++side) {
+          const unsigned column = own.column(c, side);
+          const QueryBound bound = bounds.queries[column];
+          const float init = bounds.init(bound, tile_norm, tile_residual);
 #pragma unroll
-                                           for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
+          for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
 #pragma unroll
-                                             for (unsigned half = 0; half < 2; ++half) {
-                                               const unsigned row = own.row(r, half);
-                                               const std::int32_t product = sums[r][c][2 * half + side];
-                                               const bool passes = bounds.passes(bound, init, row, product);
-                                               const unsigned passing = __ballot_sync(kAllLanes, passes);
-                                               if (passing == 0) continue;
-                                               const unsigned at = seen + __popc(passing & ((1u << lane) - 1u)) - done;
-                                               if (passes && at < kQueue) passed[at] = {product, row | column << 16};
-                                               seen += __popc(passing);
-                                             }
-                                           }
-                                         }
-                                       }
-                                       __syncwarp();
-                                       const unsigned waiting = seen > done ? seen - done : 0;
-                                       for (unsigned i = lane; i < waiting && i < kQueue; i += kWarp) {
-                                         treat(task, passed[i], tile, blockIdx.y * Shape::kQueries, tile_norm, tile_residual);
-                                       }
-                                       __syncwarp();
-                                       if (waiting <= kQueue) break;
-                                     }
-                                   });
+            for (unsigned half = 0; half < 2; ++half) {
+              const unsigned row = own.row(r, half);
+              const std::int32_t product = sums[r][c][2 * half + side];
+              const bool passes = bounds.passes(bound, init, row, product);
+              const unsigned passing = __ballot_sync(kAllLanes, passes);
+              if (passing == 0) continue;
+              const unsigned at = seen + __popc(passing & ((1u << lane) - 1u)) - done;
+              if (passes && at < kQueue) passed[at] = {product, row | column << 16};
+              seen += __popc(passing);
+            }
+          }
+        }
+      }
+      __syncwarp();
+      const unsigned waiting = seen > done ? seen - done : 0;
+      for (unsigned i = lane; i < waiting && i < kQueue; i += kWarp) {
+        treat(task, passed[i], tile, blockIdx.y * Shape::kQueries, tile_norm, tile_residual);
+      }
+      __syncwarp();
+      if (waiting <= kQueue) break;
+    }
+  };
+  multiply_tiles<Shape, kResident>(task.rows, task.queries.values, task.first, task.last, finish);
 }
 
 // One block for one query.
