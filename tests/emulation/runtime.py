@@ -2,14 +2,14 @@
 
 Kernels run when they are called. A copy runs as late as it may: when a stream or the host waits for an event behind it. So
 whoever reads what was copied without waiting reads old values; and a copy into memory that a kernel uses, on another stream
-that did not wait for it, is an error.
+that did not wait for it, is an error. So is to copy from memory again before the host waited for the copy before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,13 +37,27 @@ def emulate() -> Iterator[Emulated]:
 
 
 @dataclass
+class Copy:
+    to: Tensor
+    values: Tensor
+    done: bool = False
+    known: bool = False  # to the host
+
+    def run(self) -> None:
+        if not self.done:
+            self.to.copy_(self.values)
+        self.done = True
+
+
+@dataclass
 class Event:
     clock: dict[int, int]
-    copies: list[Callable[[], None]]
+    copies: list[Copy]
 
     def synchronize(self) -> None:
         for copy in self.copies:
-            copy()
+            copy.run()
+            copy.known = True
 
 
 @dataclass
@@ -52,14 +66,15 @@ class Stream:
 
     cuda_stream: int
     clock: dict[int, int] = field(default_factory=dict)
-    copies: list[Callable[[], None]] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
 
     def tick(self) -> int:
         self.clock[self.cuda_stream] = self.clock.get(self.cuda_stream, 0) + 1
         return self.clock[self.cuda_stream]
 
     def wait_event(self, event: Event) -> None:
-        event.synchronize()
+        for copy in event.copies:
+            copy.run()
         for stream, time in event.clock.items():
             self.clock[stream] = max(time, self.clock.get(stream, 0))
 
@@ -165,16 +180,12 @@ class Emulated(Runtime):
         for first, last, user, time in self._uses:
             if first < end and begin < last:
                 assert stream.clock.get(user.cuda_stream, 0) >= time, "a block is overwritten while it is searched"
-        done = False
-
-        def run() -> None:
-            nonlocal done
-            if not done:
-                to.copy_(values)
-            done = True
-
+        first, last = values.data_ptr(), values.data_ptr() + values.nbytes
+        for copy in stream.copies:
+            overlaps = copy.values.data_ptr() < last and first < copy.values.data_ptr() + copy.values.nbytes
+            assert copy.known or not overlaps, "pinned memory is filled again before the host knows that it was copied"
         stream.tick()
-        stream.copies.append(run)
+        stream.copies.append(Copy(to, values))
 
     def keep(self, tensor: Tensor) -> None:
         self.kept.append(tensor.data_ptr())
