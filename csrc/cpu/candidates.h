@@ -100,8 +100,8 @@ inline double Candidates::cost_of_best(std::size_t count, float share, std::vect
   float least = kInfinity;
   float most = -kInfinity;
   for (std::size_t i = 0; i < size_; ++i) {
-    const float highest = highest_[i];
-    const float cost = highest < kInfinity ? share * highest + (1.0f - share) * lowest_[i] : highest;
+    const bool bounded = std::fabs(lowest_[i]) < kInfinity;
+    const float cost = bounded ? share * highest_[i] + (1.0f - share) * lowest_[i] : highest_[i];
     costs[i] = cost;
     least = cost < least ? cost : least;
     most = cost > most ? cost : most;
