@@ -108,7 +108,7 @@ def test_packed_rows_of_another_array_are_refused() -> None:
 
 
 def test_a_guess_that_does_not_hold() -> None:
-    """The first strip of the scan, every third row here, is nearer than all others: the k-th of it is no guess of the k-th of all."""
+    """The first strip of the scan, every third row here, is nearer than all others: its cost at a rank says nothing."""
     rng = np.random.default_rng(0)
     rows, queries = rng.normal(size=(3000, 16)).astype(np.float32), rng.normal(size=(5, 16)).astype(np.float32)
     rows[::3] *= 0.01
