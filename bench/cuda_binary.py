@@ -3,8 +3,8 @@
     python -m iiae_fast.bench.cuda_binary
 
 Reads the built extension by ``cuobjdump`` (of the CUDA toolkit, or the one that comes with Triton); no GPU is needed. Fails on
-a kernel that keeps registers on a stack, on a scan without int8 tensor-core products and asynchronous copies, and if there is
-no PTX for devices that are yet to come.
+a kernel that keeps registers on a stack, on a scan or count without int8 tensor-core products and asynchronous copies, and if
+there is no PTX for devices that are yet to come.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iiae_fast.bench.registry import Unavailable
 
 _FUNCTION = re.compile(r"Function (?:: )?(\S+)")
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-_SCAN = "scan_kernel"
+_PRODUCTS = ("scan_kernel", "count_kernel")
 _WANTED = ("IMMA.16832.S8.S8", "LDGSTS")
 
 
@@ -88,9 +88,13 @@ def resource_usage() -> list[Usage]:
 def _plain(mangled: str) -> str:
     """A kernel's name without its namespace and parameters."""
     found = re.search(r"\d([a-z_]+_kernel)", mangled)
-    options = re.search(r"(Few|Many)QueriesELb([01])E", mangled)
     name = found[1] if found else mangled
-    return name if options is None else f"{name}<{options[1]}Queries, {'resident' if options[2] == '1' else 'staged'}>"
+    shape = re.search(r"TileShapeILj(\d+)ELj(\d+)ELj(\d+)E", mangled)
+    resident = re.search(r"_kernelI.*Lb([01])E", mangled)
+    if resident is None:
+        return name
+    queries = "" if shape is None else f"{8 // int(shape[3]) * int(shape[2]) * 8} queries, "
+    return f"{name}<{queries}{'resident' if resident[1] == '1' else 'staged'}>"
 
 
 def ptx_targets() -> list[str]:
@@ -102,10 +106,11 @@ def problems(usages: Sequence[Usage]) -> list[str]:
     """What is wrong with them, one line each."""
     found = [f"{one.kernel} on {one.target}: {one.stack} bytes of registers on the stack" for one in usages if one.stack]
     for one in usages:
-        if one.kernel.startswith(_SCAN) and not (one.products and one.copies):
+        if one.kernel.startswith(_PRODUCTS) and not (one.products and one.copies):
             found.append(f"{one.kernel} on {one.target}: {one.products} {_WANTED[0]}, {one.copies} {_WANTED[1]}")
-    if not any(one.kernel.startswith(_SCAN) for one in usages):
-        found.append("there is no scan kernel")
+    for kernel in _PRODUCTS:
+        if not any(one.kernel.startswith(kernel) for one in usages):
+            found.append(f"there is no {kernel}")
     if not ptx_targets():
         found.append("there is no PTX")
     return found

@@ -104,11 +104,11 @@ def touch(out: Path, toy: bool) -> int:
 
 
 def _touch_retrieval(device: str) -> None:
-    """Few and many queries, all rows and few of them, ties that overflow the candidates, and measures."""
+    """Few and many queries, all rows and few of them, ties that overflow the candidates, streamed blocks, and measures."""
     import torch
 
     from iiae_fast import _C
-    from iiae_fast.retrieval import METRICS, FlatIndex, evaluate
+    from iiae_fast.retrieval import METRICS, FlatIndex, evaluate, search
 
     if not hasattr(_C, "cuda") and device != "cpu":
         print("the retrieval engine was built without CUDA: it is not touched")
@@ -119,8 +119,23 @@ def _touch_retrieval(device: str) -> None:
         index = FlatIndex(rows, metric, device=device)
         for queries, k in ((rows[:3], 5), (rows[:150], 40), (rows[:2], 2400)):
             index.search(queries, k, exclude=torch.zeros(len(rows), dtype=torch.bool, device=device))
+        search(rows[:3], rows.cpu().numpy(), 5, metric=metric, memory_limit=1 << 17)  # streamed
         labels = torch.arange(len(rows)) % 7
         evaluate(rows[:5], rows, labels[:5], labels, metric=metric)
+        evaluate(rows[:5], rows[:500], labels[:5], labels[:500], metric=metric)
+
+
+def paths(out: Path, toy: bool) -> int:
+    """Measure the table that searches choose their path by: ``device_paths.json``, to be put into ``iiae_fast/retrieval``."""
+    import torch
+
+    from iiae_fast.bench import device_paths
+
+    file = ["--file", str(out / "device_paths.json"), *(["--toy"] if toy else [])]
+    if toy and not torch.cuda.is_available():
+        print("needs a CUDA device; tests/bench/test_device_paths.py runs it on the emulated one")
+        return 0
+    return device_paths.main(file)
 
 
 def train(out: Path, toy: bool) -> int:
@@ -164,7 +179,7 @@ def engines(out: Path, toy: bool) -> int:
 
     from iiae_fast import IIAE, presets
     from iiae_fast.errors import InputError, MissingExtraError
-    from iiae_fast.export import build_tensorrt, load, to_onnx, verify
+    from iiae_fast.export import build_tensorrt, compare, load, to_onnx, verify
     from iiae_fast.export.flavors import FLAVORS
     from iiae_fast.export.onnx import Precision
 
@@ -185,6 +200,10 @@ def engines(out: Path, toy: bool) -> int:
                     continue
                 for session in sessions:
                     print(f"{flavor}, {graph} {precision}: {session.reason}: {verify(session, model, samples)}")
+                try:
+                    print(f"{flavor}, {graph} {precision}: against its graph by Polygraphy: {compare(onnx, info)}")
+                except MissingExtraError as error:
+                    print(f"{flavor}, {graph} {precision}: not compared: {error}")
     return 0
 
 
@@ -246,7 +265,7 @@ def _fail(reason: str) -> int:
 
 
 STEPS: dict[str, Callable[[Path, bool], int]] = {
-    step.__name__: step for step in (environment, build, touch, train, engines, profile, report)
+    step.__name__: step for step in (environment, build, touch, paths, train, engines, profile, report)
 }
 
 

@@ -5,7 +5,8 @@
 
 Steps run in order of worth, each in a process of its own with its own time limit; one that hangs or crashes is cut off and
 recorded, and the next begins. After every step the output folder (``--out``, else ``$OUT``) holds all there is so far, in a few
-files under 16 MiB: ``suite.json`` (what became of each step), ``log.txt``, ``results.jsonl``, ``profile.txt``, ``report.*``.
+files under 16 MiB: ``suite.json`` (what became of each step), ``log.txt``, ``results.jsonl``, ``profile.txt``, ``report.*``,
+and ``device_paths.json``, the table of paths to put into ``iiae_fast/retrieval``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _RESERVE = 25.0  # seconds kept for the report, which comes last whatever happens
 _LOG_PER_STEP = 1 << 19  # bytes: the end of a step's output
 _LOG = 15 << 20
-_KEEP = ("results.jsonl", "profile.txt", "log.txt")
+_KEEP = ("results.jsonl", "profile.txt", "device_paths.json", "log.txt")
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ def steps(out: Path, dry_run: bool) -> list[Step]:
         Step("train", own("train"), 120),
         Step("memcheck", sanitize("memcheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
         Step("profile", own("profile"), 60),
+        Step("paths", own("paths"), 130),
         Step("bench inference 1", measure("inference"), 90),
         Step("engines", own("engines"), 120),
         Step("racecheck", sanitize("racecheck"), 90, None if dry_run else "compute-sanitizer", _UNCACHED),
+        Step("synccheck", sanitize("synccheck"), 60, None if dry_run else "compute-sanitizer", _UNCACHED),
     ]
     # Comparisons and intervals count runs, so whatever time is left goes into further ones.
     for run in (2,) if dry_run else (2, 3):

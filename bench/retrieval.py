@@ -11,7 +11,7 @@ Codes of a trained model are measured too where a file of them is named, by ``--
 
 from __future__ import annotations
 
-__all__ = ["CHECKED", "SearchSize", "cases", "main", "search_case"]
+__all__ = ["CHECKED", "SearchSize", "cases", "evaluation_case", "main", "search_case"]
 
 import argparse
 import itertools
@@ -85,7 +85,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     if not settings.toy and not settings.quick:
         yield _codes_case(settings)
     if not settings.toy:
-        yield _evaluation_case(settings, *((64, 2000) if settings.quick else (512, 17_101)))
+        yield evaluation_case(settings, *((64, 2000) if settings.quick else (512, 17_101)))
 
 
 def _make_data(size: SearchSize, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -200,8 +200,13 @@ def _matmul(size: SearchSize, rows: NDArray[np.float32], queries: NDArray[np.flo
     return call
 
 
-def _evaluation_case(settings: Settings, queries: int, count: int) -> Case:
-    """mAP@all and P@100 under cosine, against scikit-learn one query after the other, as published evaluations do it."""
+def evaluation_case(
+    settings: Settings, queries: int, count: int, put: Callable[[NDArray[np.float32]], Any] = lambda array: array
+) -> Case:
+    """mAP@all and P@100 under cosine, against scikit-learn one query after the other, as published evaluations do it.
+
+    ``put`` takes our queries and rows to where they are ranked.
+    """
     dim = 64
     rng = np.random.default_rng(settings.seed)
     centres = rng.standard_normal((_CLASSES, dim))
@@ -209,8 +214,10 @@ def _evaluation_case(settings: Settings, queries: int, count: int) -> Case:
     rows = (centres[row_labels] + 1.5 * rng.standard_normal((count, dim))).astype(np.float32)
     asked = (centres[query_labels] + 1.5 * rng.standard_normal((queries, dim))).astype(np.float32)
 
+    own_queries, own_rows = put(asked), put(rows)
+
     def ours() -> NDArray[np.float64]:
-        found = evaluate(asked, rows, query_labels, row_labels, metric="cosine", ks=(100,), threads=settings.threads)
+        found = evaluate(own_queries, own_rows, query_labels, row_labels, metric="cosine", ks=(100,), threads=settings.threads)
         return np.array([found["map@all"], found["precision@100"]])
 
     def scikit_learn() -> NDArray[np.float64]:
@@ -260,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.codes:
         os.environ["IIAE_BENCH_CODES"] = options.codes
     lines: list[dict[str, Any]] = []
-    full = (_evaluation_case(settings, 12_694, 17_101) for _ in range(options.full))
+    full = (evaluation_case(settings, 12_694, 17_101) for _ in range(options.full))
     for case in itertools.chain(cases(settings), full):
         if options.only in case.name:
             lines.append(_run(case, Plan(seconds=options.seconds)))

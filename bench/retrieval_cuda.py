@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from iiae_fast.bench.registry import Call, Case, Contestant, Settings, Unavailable, importable
-from iiae_fast.bench.retrieval import CHECKED, SearchSize, search_case
-from iiae_fast.retrieval import FlatIndex
-from iiae_fast.retrieval.device import engine
+from iiae_fast.bench.retrieval import CHECKED, SearchSize, evaluation_case, search_case
+from iiae_fast.retrieval import FlatIndex, search
+from iiae_fast.retrieval.runtime import engine
 
 _CHUNK_BYTES = 1 << 32  # of a rival's matrix of distances
 _MOST_PAIRS = 2e10  # for rivals that write one
@@ -23,13 +23,15 @@ _SIZES = [
     SearchSize(1, 10_000_000, 64, 10),
     SearchSize(16_384, 100_000, 128, 100),
     SearchSize(16_384, 100_000, 128, 1000),
+    SearchSize(16, 1_000_000, 64, 20_000),
+    SearchSize(1000, 4_000_000, 64, 10, one_shot=True),
     SearchSize(10_000, 10_000_000, 64, 10),
 ]
-_TOY = SearchSize(10, 1100, 8, 3)
+_TOY = [SearchSize(10, 1100, 8, 3), SearchSize(3, 1100, 8, 3, one_shot=True)]
 
 
 def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
-    """The sizes that users ask for; two of them if quick."""
+    """The sizes that users ask for, then an evaluation; fewer if quick. One-shot searches stream from pinned host memory."""
     try:
         engine()
     except ValueError as error:
@@ -40,8 +42,10 @@ def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
 
         yield Case("index on a CUDA device", [Contestant("iiae_fast", absent)], lambda _: "", cold=False, replay=False)
         return
-    for size in [_TOY] if settings.toy else _SIZES[:2] if settings.quick else _SIZES:
+    for size in _TOY if settings.toy else _SIZES[:2] if settings.quick else _SIZES:
         yield _case(size, settings.seed, device)
+    queries, rows = (9, 300) if settings.toy else (512, 17_101) if settings.quick else (12_694, 17_101)
+    yield evaluation_case(settings, queries, rows, lambda array: torch.from_numpy(array).to(device))
 
 
 def _case(size: SearchSize, seed: int, device: torch.device) -> Case:
@@ -50,6 +54,9 @@ def _case(size: SearchSize, seed: int, device: torch.device) -> Case:
     queries = torch.randn(size.queries, size.dim, generator=generator, device=device)
 
     def ours() -> Call:
+        if size.one_shot:
+            host = rows.cpu().pin_memory() if device.type == "cuda" else rows.numpy()
+            return lambda: search(queries, host, size.k).indices
         index = FlatIndex(rows, device="cuda")
         return lambda: index.search(queries, size.k).indices
 

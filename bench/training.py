@@ -23,8 +23,8 @@ from iiae_fast.training import setup
 from iiae_fast.training.costs import step_flops
 from iiae_fast.training.graph import GraphedStep
 from iiae_fast.training.prefetch import DeviceBatch
+from iiae_fast.training.run import noise_seed
 from iiae_fast.training.step import TrainingStep
-from iiae_fast.training.trainer import noise_seed
 
 _TERMS = ("rec_x", "rec_y", "kl_x", "kl_y", "kl_s", "kl_s_rx", "kl_s_ry", "total")
 _PROBE = 2  # pairs of a batch that the check looks at

@@ -137,13 +137,14 @@ class PySearcher {
         rows_(parse_rows(array_, dtype)),
         metric_(parse_metric(metric)),
         k_(parse_count(k, "k")),
-        searcher_(rows_, metric_, k_, parse_count(threads, "threads")) {
-    iiae::checked_product(iiae::checked_product(rows_.count, k_, "results"), sizeof(std::int64_t), "results");
-  }
+        distances_(shape()),
+        indices_(shape()),
+        searcher_(rows_, metric_, k_, parse_count(threads, "threads"), distances_.mutable_data(), indices_.mutable_data()) {}
 
   void scan(const py::array& array, const std::string& dtype, std::size_t start,
             const std::optional<py::array_t<bool, 0>>& allowed, const std::optional<py::array_t<bool, 0>>& excluded,
             const std::optional<Ids>& excluded_ids, const PyPackedRows* packed_rows) {
+    if (done_) throw std::logic_error("scan() after result()");
     const Rows rows = parse_rows(array, dtype);
     check_same_width(rows_, rows);
     check_index_range(start, rows.count);
@@ -154,23 +155,26 @@ class PySearcher {
     searcher_.scan(rows, start, filter, packed);
   }
 
+  // (Q, k) distances and indices; nothing can be scanned afterwards.
   py::tuple result() {
-    py::array_t<float> distances({rows_.count, k_});
-    Ids indices({rows_.count, k_});
-    float* distances_data = distances.mutable_data();
-    std::int64_t* indices_data = indices.mutable_data();
-    {
-      const Computing computing;
-      searcher_.write(distances_data, indices_data);
-    }
-    return py::make_tuple(distances, indices);
+    done_ = true;
+    searcher_.finish();
+    return py::make_tuple(distances_, indices_);
   }
 
  private:
+  std::vector<std::size_t> shape() const {
+    iiae::checked_product(iiae::checked_product(rows_.count, k_, "results"), sizeof(std::int64_t), "results");
+    return {rows_.count, k_};
+  }
+
   py::array array_;
   Rows rows_;
   Metric metric_;
   std::size_t k_;
+  py::array_t<float> distances_;
+  Ids indices_;
+  bool done_ = false;
   iiae::Searcher searcher_;
 };
 

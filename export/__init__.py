@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iiae_fast.export.comparison import OutputDifference, compare, polygraphy_runner
     from iiae_fast.export.engines import BuildOptions, EngineInfo, build_tensorrt, inspect_engine
     from iiae_fast.export.graphs import GRAPHS, Graph
     from iiae_fast.export.onnx import to_onnx
@@ -22,15 +23,18 @@ _OBJECTS = {
     "EngineInfo": "engines",
     "GRAPHS": "graphs",
     "Graph": "graphs",
+    "OutputDifference": "comparison",
     "ParityError": "parity",
     "ParityReport": "parity",
     "Session": "session",
     "TOLERANCES": "parity",
     "TensorInfo": "session",
     "build_tensorrt": "engines",
+    "compare": "comparison",
     "inspect_engine": "engines",
     "load": "session",
     "model_repository": "repository",
+    "polygraphy_runner": "comparison",
     "quantize": "quantization",
     "to_onnx": "onnx",
     "verify": "parity",
@@ -42,14 +46,17 @@ __all__ = [
     "BuildOptions",
     "EngineInfo",
     "Graph",
+    "OutputDifference",
     "ParityError",
     "ParityReport",
     "Session",
     "TensorInfo",
     "build_tensorrt",
+    "compare",
     "inspect_engine",
     "load",
     "model_repository",
+    "polygraphy_runner",
     "quantize",
     "to_onnx",
     "verify",

@@ -6,14 +6,16 @@ Under ``torch.autocast("cpu", torch.bfloat16)`` these layers compute what their 
 - the gradient of weights between small maps is one matrix product (a fifth faster; larger maps would need too much memory);
 - a transposed convolution to few channels, which oneDNN runs at a sixth of its peak, is a 3×3 convolution to four times as many
   channels, whose outputs are then interleaved;
-- dropout takes eight decisions from each 64-bit draw (ATen's Bernoulli draws one by one).
+- dropout takes eight decisions from each 64-bit draw (ATen's Bernoulli draws one by one);
+- the gradient that comes back through a flattened map is put into the map's own order (ATen's next two steps, on two orders at
+  once, take five times as long as the copy).
 
 Everywhere else they are their parents, bit for bit.
 """
 
 from __future__ import annotations
 
-__all__ = ["Conv2d", "ConvTranspose2d", "Dropout"]
+__all__ = ["Conv2d", "ConvTranspose2d", "Dropout", "flatten"]
 
 from typing import Any
 
@@ -23,9 +25,6 @@ from torch import Tensor, nn
 
 _STRIDE, _PADDING, _DILATION = [2, 2], [1, 1], [1, 1]
 _FEW = 4  # output channels of a transposed convolution up to which it is done as a 3×3 convolution
-
-# Output 2i + a takes input i + d through kernel row k, for (d + 1, k) in _TAPS[a].
-_TAPS = (((1, 1), (0, 3)), ((1, 2), (2, 0)))
 
 
 def _fast(x: Tensor) -> bool:
@@ -70,6 +69,14 @@ class Dropout(nn.Dropout):
             dropped: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
             return dropped
         return super().forward(input)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """``torch.flatten(x, 1)``; see the module's text."""
+    if x.dim() == 4 and _fast(x) and not torch.compiler.is_compiling():
+        flat: Tensor = _Flatten.apply(x)  # type: ignore[no-untyped-call]
+        return flat
+    return torch.flatten(x, 1)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -144,18 +151,26 @@ def _interleaved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``(B, K, 2H, 2W)`` in channels_last order.
     """
     inputs, outputs = weight.shape[:2]
-    kernels = weight.new_zeros(2, 2, outputs, inputs, 3, 3)
-    for a, rows in enumerate(_TAPS):
-        for c, columns in enumerate(_TAPS):
-            for row, k in rows:
-                for column, l in columns:
-                    kernels[a, c, :, :, row, column] = weight[:, :, k, l].t()
-    kernels = kernels.view(4 * outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
+    # Output 2i + a takes input i + d through row 1 - 2d + a of the kernel: with a row of zeros at each end, through row
+    # 2 (1 - d) + a, of pairs counted from the last.
+    pairs = F.pad(weight, (1, 1, 1, 1)).reshape(inputs, outputs, 3, 2, 3, 2).flip(2, 4)
+    kernels = pairs.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
     pixels = torch.ops.aten.convolution(x, kernels, bias.repeat(4), [1, 1], _PADDING, _DILATION, False, [0, 0], 1)
     batch, _, height, width = pixels.shape
     rows = pixels.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2 * outputs)  # (B, H, W, a, (c, K))
     image: Tensor = rows.transpose(2, 3).reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
     return image
+
+
+class _Flatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return torch.flatten(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.reshape(ctx.shape).contiguous(memory_format=torch.channels_last)
 
 
 class _Dropout(torch.autograd.Function):

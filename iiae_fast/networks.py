@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iiae_fast.config import ModelConfig
 from iiae_fast.errors import InputError
-from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout
+from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout, flatten
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -97,7 +97,7 @@ class EncoderStep(nn.Module):
         """What enters the layer."""
         if self.norm is not None:
             x = F.leaky_relu(self.norm(x), 0.2, inplace=True)
-        return torch.flatten(x, 1) if self.flatten else x
+        return flatten(x) if self.flatten else x
 
 
 class Tower(nn.Module):

@@ -123,15 +123,24 @@ def philox_normal(shape: tuple[int, ...], seed: Tensor, stream: int) -> Tensor:
     Philox4x32-10 with the seed's low and high words as key and (element low, element high, stream, 0) as counter, where the
     element is counted in row-major order; then Box–Muller on the first two words. Stream 0 is ``tl.randn(seed, element)``.
     """
+    return _philox_normals({stream: shape}, seed)[0]
+
+
+def _philox_normals(shapes: dict[int, tuple[int, ...]], seed: Tensor) -> list[Tensor]:
+    """``philox_normal`` of several streams at once: on a CPU the small ones cost their calls, not their elements."""
     seed = seed.reshape(())
-    element = torch.arange(torch.Size(shape).numel(), device=seed.device)
-    counter = (element & _MASK32, element >> 32, torch.full_like(element, stream), torch.zeros_like(element))
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    parts = [torch.arange(size, device=seed.device) for size in sizes]
+    element = torch.cat(parts)
+    streams = torch.cat([torch.full_like(part, stream) for part, stream in zip(parts, shapes)])
+    counter = (element & _MASK32, element >> 32, streams, torch.zeros_like(element))
     words = philox4x32(counter, (seed & _MASK32, (seed >> 32) & _MASK32))[:2]
     signed = (word.to(torch.int32) for word in words)
     # As Triton does: a negative number x becomes ~x, which is x xor its sign's copies.
     u1, u2 = ((word ^ (word >> 31)).to(torch.float32).mul_(_UNIFORM_SCALE) for word in signed)
     radius = u1.clamp_(min=_UNIFORM_MIN).log_().mul_(-2.0).sqrt_()
-    return radius.mul_(u2.mul_(6.283185307179586).cos_()).reshape(shape)
+    noise = torch.split(radius.mul_(u2.mul_(6.283185307179586).cos_()), sizes)
+    return [part.view(shape) for part, shape in zip(noise, shapes.values())]
 
 
 class Gaussian(NamedTuple):
@@ -182,26 +191,26 @@ def gaussian_kl(head: Tensor, prior_head: Tensor | None = None) -> Tensor:
     return _kl(_gaussian(head), prior_head)
 
 
-def _sample(q: Gaussian, dtype: torch.dtype, seed: Tensor | None, stream: int) -> Tensor:
-    """z = mean + √variance · noise(seed, stream) in the head's dtype; without a seed, z = mean."""
+def _sample(codes: dict[int, Gaussian], dtype: torch.dtype, seed: Tensor | None) -> list[Tensor]:
+    """z = mean + √variance · noise(seed, stream) in the head's dtype, by stream; without a seed, z = mean."""
     if seed is None:
-        return q.mean.to(dtype, copy=True)
-    noise = philox_normal(tuple(q.mean.shape), seed, stream)
-    return torch.addcmul(q.mean, q.variance.sqrt(), noise).to(dtype)
+        return [q.mean.to(dtype, copy=True) for q in codes.values()]
+    noises = _philox_normals({stream: tuple(q.mean.shape) for stream, q in codes.items()}, seed)
+    return [torch.addcmul(q.mean, q.variance.sqrt(), noise).to(dtype) for q, noise in zip(codes.values(), noises)]
 
 
 def iiae_latents(q_x: Tensor, q_s: Tensor, q_y: Tensor, r_x: Tensor, r_y: Tensor, seed: Tensor | None) -> Latents:
     """The three codes and the five KL terms of the loss, in the order of ``Latents.kl``."""
     dtype = q_x.dtype
     x, s, y = _gaussian(q_x), _gaussian(q_s), _gaussian(q_y)
-    z_x, z_s, z_y = (_sample(q, dtype, seed, stream) for stream, q in enumerate((x, s, y)))
+    z_x, z_s, z_y = _sample({0: x, 1: s, 2: y}, dtype, seed)
     return Latents(z_x, z_s, z_y, torch.stack([_kl(x, None), _kl(y, None), _kl(s, None), _kl(s, r_x), _kl(s, r_y)]))
 
 
 def reparameterize(q: Tensor, prior: Tensor | None, seed: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:
     """One code and its KL divergence ``(B,)`` to the prior."""
     gaussian = _gaussian(q)
-    return _sample(gaussian, q.dtype, seed, stream), _kl(gaussian, prior)
+    return _sample({stream: gaussian}, q.dtype, seed)[0], _kl(gaussian, prior)
 
 
 def reconstruction(prediction: Tensor, target: Tensor, likelihood: str, activation: str | None, weight: float) -> Tensor:

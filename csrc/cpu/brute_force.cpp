@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cpu/parallel.h"
+#include "cpu/top_k.h"
 
 namespace iiae {
 
@@ -15,7 +16,7 @@ constexpr std::size_t kTasksPerThread = 4;  // so that threads finish together
 }  // namespace
 
 void brute_force(const Kernels& kernels, Metric metric, const Rows& queries, const std::vector<std::uint32_t>& which,
-                 const Piece& piece, const Filter& filter, std::size_t k, std::size_t threads, std::vector<TopK>& best) {
+                 const Piece& piece, const Filter& filter, std::size_t k, std::size_t threads, Results& results) {
   const std::size_t groups = (which.size() + kQueryGroup - 1) / kQueryGroup;
   if (groups == 0 || piece.count() == 0) return;
   // Few queries: split the rows too, so that one query uses all threads.
@@ -40,8 +41,10 @@ void brute_force(const Kernels& kernels, Metric metric, const Rows& queries, con
         found[j].push(make_key(metric, distance, index));
       }
     }
+    std::vector<std::vector<Key>> keys;
+    for (TopK& one : found) keys.push_back(one.sorted());
     const std::lock_guard lock(mutex);
-    for (std::size_t j = 0; j < group.size(); ++j) best[which[first + j]].merge(found[j]);
+    for (std::size_t j = 0; j < group.size(); ++j) results.merge(which[first + j], keys[j]);
   });
 }
 

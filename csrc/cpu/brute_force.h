@@ -6,13 +6,13 @@
 #include "cpu/filter.h"
 #include "cpu/kernels.h"
 #include "cpu/piece.h"
-#include "cpu/top_k.h"
+#include "cpu/results.h"
 #include "rows.h"
 
 namespace iiae {
 
-// Pushes the keys of all permitted rows to `best` ((Q,)) of the queries that are named.
+// Adds all permitted rows to the results of the queries that are named.
 void brute_force(const Kernels& kernels, Metric metric, const Rows& queries, const std::vector<std::uint32_t>& which,
-                 const Piece& piece, const Filter& filter, std::size_t k, std::size_t threads, std::vector<TopK>& best);
+                 const Piece& piece, const Filter& filter, std::size_t k, std::size_t threads, Results& results);
 
 }  // namespace iiae

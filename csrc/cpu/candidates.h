@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "cpu/packing.h"
@@ -11,46 +13,111 @@
 
 namespace iiae {
 
-struct Candidate {
-  float lowest;  // the cost lies between these
-  float highest;
-  std::uint32_t id;
+// Where in an interval a cost lies at most, almost always: the interval is Cauchy-Schwarz's, and the parts of a residual are
+// about as good as independent of what they are multiplied with, so that errors are normal, and the bound is some sqrt(2 width)
+// of their standard deviations. This allows for four.
+inline float likely_share(std::size_t width) {
+  return static_cast<float>(std::min(1.0, 0.5 + 1.5 / std::sqrt(static_cast<double>(width))));
+}
 
-  // Rounds the interval outwards: fp32 rounds by at most 2^-24 of a value, and by less than 1e-44 near zero.
-  Candidate(double middle, double radius, std::uint32_t row) : id(row) {
+// The candidates of one query, in the order in which they came.
+class Candidates {
+ public:
+  std::size_t size() const { return size_; }
+  std::uint32_t id(std::size_t i) const { return ids_[i]; }
+  std::size_t room() const { return ids_.size(); }
+  void clear() { size_ = 0; }
+
+  // Makes room for so many more.
+  void reserve(std::size_t more) {
+    if (ids_.size() >= size_ + more) return;
+    const std::size_t room = size_ + more + size_ / 2;
+    lowest_.resize(room);
+    highest_.resize(room);
+    ids_.resize(room);
+  }
+
+  // Adds a row, for which there is room, whose cost is within `radius` of `middle`.
+  void add(std::uint32_t id, double middle, double radius) {
+    // Rounded outwards: fp32 rounds by at most 2^-24 of a value, and by less than 1e-44 near zero.
     const double room = radius + (std::fabs(middle) + radius) * 0x1p-22 + 1e-44;
-    lowest = static_cast<float>(middle - room);
-    highest = static_cast<float>(middle + room);
+    auto lowest = static_cast<float>(middle - room);
+    auto highest = static_cast<float>(middle + room);
     if (!(lowest <= highest)) {  // NaN or infinity is in it: nothing is known
-      lowest = -std::numeric_limits<float>::infinity();
-      highest = -lowest;
+      highest = std::numeric_limits<float>::infinity();
+      lowest = -highest;
+    }
+    ids_[size_] = id;
+    lowest_[size_] = lowest;
+    highest_[size_] = highest;
+    ++size_;
+  }
+
+  void add(const Candidates& others) {
+    reserve(others.size_);
+    const auto append = [&](auto& to, const auto& from) {
+      std::copy_n(from.begin(), others.size_, to.begin() + static_cast<std::ptrdiff_t>(size_));
+    };
+    append(ids_, others.ids_);
+    append(lowest_, others.lowest_);
+    append(highest_, others.highest_);
+    size_ += others.size_;
+  }
+
+  // Drops those whose costs must be above `limit`.
+  void drop_above(double limit) {
+    auto most = static_cast<float>(limit);
+    if (most < limit) most = std::nextafter(most, std::numeric_limits<float>::infinity());
+    const std::size_t size = std::exchange(size_, 0);
+    for (std::size_t i = 0; i < size; ++i) {
+      // Without a branch, which nobody could foretell.
+      const float lowest = lowest_[i];
+      ids_[size_] = ids_[i];
+      lowest_[size_] = lowest;
+      highest_[size_] = highest_[i];
+      size_ += lowest <= most;
     }
   }
+
+  // A cost that the `count` best of them, `count` being at most their number, don't exceed if each costs no more than the point
+  // at `share` of its interval; hardly more do not. `costs` is scratch.
+  double cost_of_best(std::size_t count, float share, std::vector<float>& costs) const;
+
+ private:
+  std::size_t size_ = 0;  // of those below
+  std::vector<std::uint32_t> ids_;
+  std::vector<float> lowest_;  // the cost lies between these
+  std::vector<float> highest_;
 };
 
-// A cost that the `count` best of the candidates don't exceed; hardly more do not. `costs` is scratch.
-inline double highest_of_best(const std::vector<Candidate>& candidates, std::size_t count, std::vector<float>& costs) {
+inline double Candidates::cost_of_best(std::size_t count, float share, std::vector<float>& costs) const {
   // Counting costs by bins is several times faster than selecting the exact one, and the upper edge of its bin does as well.
-  constexpr std::size_t kBins = 256;
+  constexpr std::size_t kFew = 256;
+  constexpr std::size_t kBins = 1024;
   constexpr std::size_t kCrowdedShare = 16;
-  costs.resize(candidates.size());
-  float least = std::numeric_limits<float>::infinity();
-  float most = -least;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    costs[i] = candidates[i].highest;
-    least = std::min(least, costs[i]);
-    most = std::max(most, costs[i]);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  costs.resize(size_);
+  float least = kInfinity;
+  float most = -kInfinity;
+  for (std::size_t i = 0; i < size_; ++i) {
+    const bool bounded = std::fabs(lowest_[i]) < kInfinity;
+    const float cost = bounded ? share * highest_[i] + (1.0f - share) * lowest_[i] : highest_[i];
+    costs[i] = cost;
+    least = cost < least ? cost : least;
+    most = cost > most ? cost : most;
   }
   const double width = (static_cast<double>(most) - least) / kBins;
-  if (std::isfinite(width) && width > 0.0 && candidates.size() > kBins) {
+  if (std::isfinite(width) && width > 0.0 && size_ > kFew) {
     std::uint32_t bins[kBins + 1] = {};
     const double inverse = 1.0 / width;
-    for (const float cost : costs) ++bins[static_cast<std::size_t>((static_cast<double>(cost) - least) * inverse)];
+    for (const float cost : costs) {
+      ++bins[static_cast<std::uint32_t>(static_cast<std::int32_t>((static_cast<double>(cost) - least) * inverse))];
+    }
     std::size_t bin = 0;
     std::size_t counted = bins[0];
     while (counted < count) counted += bins[++bin];
     // Twice the width, as rounding may have put a cost into the bin below.
-    if (bins[bin] < candidates.size() / kCrowdedShare) {
+    if (bins[bin] < size_ / kCrowdedShare) {
       return Problem::with_ties(std::min<double>(most, least + width * static_cast<double>(bin + 2)));
     }
   }
@@ -59,22 +126,22 @@ inline double highest_of_best(const std::vector<Candidate>& candidates, std::siz
   return Problem::with_ties(*last);
 }
 
-// The intervals of what the kernel reports.
-struct Intervals {
-  Format format;
-  const Strip& strip;
-  const PackedQueries::Scale* scales;
-
-  Candidate operator()(std::size_t query, std::size_t row, const void* sums) const {
-    const PackedQueries::Scale& scale = scales[query];
-    const double sum = format == Format::kFloat32 ? static_cast<double>(static_cast<const float*>(sums)[row % kGroup])
-                                                  : static_cast<const std::int32_t*>(sums)[row % kGroup];
-    const StripRow& own = strip.rows[row];
-    const double unit = scale.unit * strip.scale[row];
-    const double middle = scale.offset + strip.offset[row] - unit * (sum - scale.init);
-    const double radius = unit * scale.error * own.error_share + scale.slack;
-    return {middle, radius, own.id};
+// Adds those rows that the kernel found for a query in a strip for which permitted(id) holds.
+template <class Permitted>
+void add_hits(Format format, const Strip& strip, const PackedQueries::Scale& scale, const Hits& hits, Permitted permitted,
+              Candidates& candidates) {
+  candidates.reserve(hits.count);
+  for (std::size_t i = 0; i < hits.count; ++i) __builtin_prefetch(&strip.rows[hits.rows[i]]);
+  for (std::size_t i = 0; i < hits.count; ++i) {
+    const StripRow& row = strip.rows[hits.rows[i]];
+    if (!permitted(row.id)) continue;
+    const std::int32_t bits = hits.sums[i];
+    const double sum = format == Format::kFloat32 ? static_cast<double>(std::bit_cast<float>(bits)) : bits;
+    const double unit = scale.unit * row.scale;
+    const double middle = scale.offset + row.offset - unit * (sum - scale.init);
+    const double radius = unit * scale.error * row.error_share + scale.slack;
+    candidates.add(row.id, middle, radius);
   }
-};
+}
 
 }  // namespace iiae

@@ -1,7 +1,6 @@
 #include "cpu/format_choice.h"
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 
 #include "cpu/candidates.h"
@@ -27,27 +26,20 @@ double expected_candidates(const Kernels& kernels, const Problem& problem, const
   std::vector<QueryBound> bounds(count);
   std::vector<PackedQueries::Scale> scales(count);
   for (std::size_t q = 0; q < count; ++q) packed.bound(q, strip, std::numeric_limits<double>::infinity(), bounds[q], scales[q]);
-  const Intervals interval{kFormat, strip, scales.data()};
-  struct Context {
-    const Intervals& interval;
-    std::vector<std::vector<Candidate>> found;
-  } context{interval, std::vector<std::vector<Candidate>>(count)};
-  const HitFunction hit = [](void* data, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums) {
-    auto& [interval, found] = *static_cast<Context*>(data);
-    for (; mask != 0; mask &= mask - 1) {
-      const std::size_t row = group * kGroup + static_cast<std::size_t>(std::countr_zero(mask));
-      if (row < interval.strip.count) found[query].push_back(interval(query, row, sums));
-    }
-  };
+  HitLists lists(count, strip.groups);
   const AlignedBytes scratch(count * kGroup * 4);
-  kernels.scan({&strip, kFormat, packed.steps(), packed.data(), count, bounds.data(), hit, &context, scratch.get()});
+  kernels.scan(
+      {&strip, 0, strip.groups, kFormat, packed.steps(), packed.data(), count, bounds.data(), lists.get(), scratch.get()});
   const std::size_t rank = std::max<std::size_t>(1, k * rows / piece.count());
   double sum = 0.0;
   std::vector<float> costs;
-  for (const auto& found : context.found) {
-    const double limit = highest_of_best(found, rank, costs);
-    sum += static_cast<double>(
-        std::count_if(found.begin(), found.end(), [&](const Candidate& candidate) { return candidate.lowest <= limit; }));
+  Candidates found;
+  for (std::size_t q = 0; q < count; ++q) {
+    found.clear();
+    const Hits hits = lists[q].taken(strip.count);
+    add_hits(kFormat, strip, scales[q], hits, [](auto) { return true; }, found);
+    found.drop_above(found.cost_of_best(rank, likely_share(problem.width()), costs));
+    sum += static_cast<double>(found.size());
   }
   return sum / static_cast<double>(count) / static_cast<double>(rank) * static_cast<double>(k);
 }

@@ -19,10 +19,10 @@ namespace iiae {
 
 namespace {
 
-using Hits = std::vector<std::vector<std::int32_t>>;  // [query]: row and sum of every hit
+using SampleHits = std::vector<std::vector<std::pair<std::uint32_t, std::int32_t>>>;  // [query]: row and sum of every hit
 
 // What a table's scan reports for rows and queries of small integers, with bounds that about half of the rows pass.
-Hits sample_scan(const Kernels& kernels, Format format) {
+SampleHits sample_scan(const Kernels& kernels, Format format) {
   constexpr std::size_t kRows = 37;
   constexpr std::size_t kWidth = 1231;  // more than one block of dimensions, and no multiple of a step
   const std::size_t count = 2 * kernels.tile + kernels.tile / 2 + 1;
@@ -49,23 +49,17 @@ Hits sample_scan(const Kernels& kernels, Format format) {
     PackedQueries::Scale scale;
     queries.bound(q, strip, 0.5 * 2.0 * 5461.0 * kWidth, bounds[q], scale);
   }
-  struct Context {
-    Hits hits;
-    Format format;
-  } context{Hits(count), format};
-  const HitFunction hit = [](void* data, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums) {
-    auto& found = *static_cast<Context*>(data);
-    for (std::size_t i = 0; i < kGroup; ++i) {
-      if (!(mask >> i & 1u)) continue;
-      std::int32_t bits;
-      std::memcpy(&bits, static_cast<const std::byte*>(sums) + i * 4, 4);
-      found.hits[query].push_back(static_cast<std::int32_t>(group * kGroup + i));
-      if (found.format != Format::kFloat32) found.hits[query].push_back(bits);  // fp32 sums are rounded differently
-    }
-  };
+  HitLists lists(count, strip.groups);
   const AlignedBytes scratch(count * kGroup * 4);
-  kernels.scan({&strip, format, queries.steps(), queries.data(), count, bounds.data(), hit, &context, scratch.get()});
-  return context.hits;
+  for (std::size_t group = 0; group < strip.groups; ++group) {
+    kernels.scan(
+        {&strip, group, group + 1, format, queries.steps(), queries.data(), count, bounds.data(), lists.get(), scratch.get()});
+  }
+  SampleHits found(count);
+  for (std::size_t q = 0; q < count; ++q) {
+    for (std::size_t i = 0; i < lists[q].count; ++i) found[q].emplace_back(lists[q].rows[i], lists[q].sums[i]);
+  }
+  return found;
 }
 
 // Whether a table's integer scans agree with the scalar ones on this machine. A processor, hypervisor or compiler that gets an
@@ -73,8 +67,8 @@ Hits sample_scan(const Kernels& kernels, Format format) {
 bool proves_equal(const Kernels& candidate) {
   for (const Format format : {Format::kInt16, Format::kInt8}) {
     Kernels reference = scalar::kKernels;
-    const Hits expected = sample_scan(reference, format);
-    const Hits found = sample_scan(candidate, format);
+    const SampleHits expected = sample_scan(reference, format);
+    const SampleHits found = sample_scan(candidate, format);
     const std::size_t common = std::min(expected.size(), found.size());
     if (!std::equal(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(common), expected.begin())) return false;
   }

@@ -12,20 +12,52 @@
 
 namespace iiae {
 
-// Called for a query and the 16 rows of a group of which those in `mask` are candidates. `sums` holds 16 values of
-// product + init, int32 or float. It may change the bounds of that query.
-using HitFunction = void (*)(void* context, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums);
+// The rows of a strip that a scan found for one query, ascending; rows past the strip's count may be among the last.
+struct Hits {
+  std::uint32_t* rows;  // of the strip
+  std::int32_t* sums;   // product + init; the bits of a float for Format::kFloat32
+  std::size_t count;
+
+  // Empties the list; what was in it, of rows below `most_rows`, can be read until the next scan.
+  Hits taken(std::size_t most_rows) {
+    Hits all = *this;
+    count = 0;
+    while (all.count > 0 && all.rows[all.count - 1] >= most_rows) --all.count;
+    return all;
+  }
+};
+
+// Room for the hits of a number of queries in strips of up to `groups` groups.
+class HitLists {
+ public:
+  HitLists(std::size_t queries, std::size_t groups) : lists_(queries) {
+    const std::size_t room = (groups + 1) * kGroup;  // whole vectors are written, the last one past the count
+    memory_.reserve(queries * room * 2 * sizeof(std::uint32_t));
+    auto* at = reinterpret_cast<std::uint32_t*>(memory_.get());
+    for (Hits& hits : lists_) {
+      hits = {at, reinterpret_cast<std::int32_t*>(at + room), 0};
+      at += 2 * room;
+    }
+  }
+  Hits& operator[](std::size_t query) { return lists_[query]; }
+  Hits* get() { return lists_.data(); }
+
+ private:
+  AlignedBytes memory_;
+  std::vector<Hits> lists_;
+};
 
 struct ScanTask {
   const Strip* strip;
+  std::size_t first_group;
+  std::size_t last_group;  // not included
   Format format;
   std::size_t steps;
   const std::byte* queries;  // tiles of Kernels::tile queries, [tile][step][query][4 bytes]; the last tile may be narrower
   std::size_t query_count;
   const QueryBound* bounds;  // (query_count,)
-  HitFunction hit;
-  void* context;
-  std::byte* scratch;  // 64 bytes a query
+  Hits* hits;                // (query_count,), appended to
+  std::byte* scratch;        // 64 bytes a query
 };
 
 // Dimensions beyond this many steps are scanned in blocks, so that a block of a row group stays in the first-level cache.

@@ -10,6 +10,7 @@
 //   add(a, b)             Int or Float
 //   kDoubles              how many doubles a vector of canonical.inl holds, 4 or 8
 //   convert(i), multiply(a, b), below(a, b): bit mask of the lanes where a < b
+//   append(hits, first, mask, sums)   append_hits() below, where there is something faster
 
 #include "canonical.inl"
 
@@ -185,6 +186,21 @@ IIAE_INLINE void for_each_sum(Each each) {
   }(std::make_index_sequence<kQueries * Ops::kVecs>());
 }
 
+// Appends the rows in `mask` of a group that starts at row `first`, with their sums.
+template <class Vectors = Ops>
+inline void append_hits(Hits& hits, std::uint32_t first, std::uint32_t mask, const std::byte* sums) {
+  if constexpr (requires { Vectors::append(hits, first, mask, sums); }) {
+    Vectors::append(hits, first, mask, sums);
+  } else {
+    for (; mask != 0; mask &= mask - 1) {
+      const auto row = static_cast<std::uint32_t>(std::countr_zero(mask));
+      hits.rows[hits.count] = first + row;
+      std::memcpy(hits.sums + hits.count, sums + row * 4, 4);
+      ++hits.count;
+    }
+  }
+}
+
 // Steps [begin, end) of one 16-row group and kQueries queries. Sums stay in registers within a block of dimensions, and in
 // task.scratch between blocks; the first block starts them from the bounds, the last one compares them with the bounds.
 template <class F, std::size_t kQueries, bool kFirst, bool kLast>
@@ -212,21 +228,23 @@ inline void scan_tile(const ScanTask& task, std::size_t group, std::size_t first
   if constexpr (kLast) {
     const float* inverse = task.strip->inverse_scale.data() + group * kGroup;
     const float* threshold = task.strip->threshold.data() + group * kGroup;
-    std::uint32_t any = 0;
+    std::uint32_t queries_hit = 0;
     for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA {
       const auto scaled = Ops::multiply(Ops::setf(bounds[q].a), Ops::loadf(inverse + v * kWidth));
       const auto least = Ops::multiply_add(scaled, Ops::setf(bounds[q].b), Ops::loadf(threshold + v * kWidth));
       const std::uint32_t kept = ~Ops::below(F::real(sum[q][v]), least) & ((1u << kWidth) - 1u);
       passed[q] |= kept << (v * kWidth);
-      any |= kept;
+      queries_hit |= static_cast<std::uint32_t>(kept != 0) << q;
     });
-    if (any == 0) return;
+    if (queries_hit == 0) return;
+    for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { F::store(place(q, v), sum[q][v]); });
+    for (; queries_hit != 0; queries_hit &= queries_hit - 1) {
+      const auto q = static_cast<std::size_t>(std::countr_zero(queries_hit));
+      append_hits(task.hits[first_query + q], static_cast<std::uint32_t>(group * kGroup), passed[q], place(q, 0));
+    }
+  } else {
+    for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA { F::store(place(q, v), sum[q][v]); });
   }
-  for_each_sum<kQueries>([&](auto q, auto v) IIAE_INLINE_LAMBDA {
-    if (kLast && passed[q] == 0) return;
-    F::store(place(q, v), sum[q][v]);
-    if (kLast && v + 1 == Ops::kVecs) task.hit(task.context, first_query + q, group, passed[q], place(q, 0));
-  });
 }
 
 // All tiles of the batch in turn; what is left over goes into narrower ones.
@@ -243,13 +261,13 @@ inline void scan_format(const ScanTask& task) {
   if (task.steps <= kStepsPerBlock) {
     // A tile of queries stays in the first-level cache while the strip passes.
     for_each_tile(task.query_count, [&]<std::size_t kQueries>(std::size_t query) {
-      for (std::size_t group = 0; group < task.strip->groups; ++group) {
+      for (std::size_t group = task.first_group; group < task.last_group; ++group) {
         scan_tile<F, kQueries, true, true>(task, group, query, 0, task.steps);
       }
     });
     return;
   }
-  for (std::size_t group = 0; group < task.strip->groups; ++group) {
+  for (std::size_t group = task.first_group; group < task.last_group; ++group) {
     for (std::size_t begin = 0; begin < task.steps; begin += kStepsPerBlock) {
       const bool last = begin + kStepsPerBlock >= task.steps;
       const std::size_t end = last ? task.steps : begin + kStepsPerBlock;

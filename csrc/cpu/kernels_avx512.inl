@@ -23,4 +23,13 @@ struct Base {
   static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float convert(Int v) { return _mm512_cvtepi32_ps(v); }
   static std::uint32_t below(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  // Compressed in registers: storing compressed vectors is slow on some processors.
+  static void append(Hits& hits, std::uint32_t first, std::uint32_t mask, const std::byte* sums) {
+    const auto kept = static_cast<__mmask16>(mask);
+    const Int lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const Int rows = _mm512_add_epi32(_mm512_set1_epi32(static_cast<std::int32_t>(first)), lanes);
+    store(hits.rows + hits.count, _mm512_maskz_compress_epi32(kept, rows));
+    store(hits.sums + hits.count, _mm512_maskz_compress_epi32(kept, load(sums)));
+    hits.count += static_cast<std::size_t>(std::popcount(mask));
+  }
 };

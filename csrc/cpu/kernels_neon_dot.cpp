@@ -4,6 +4,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>

@@ -1,6 +1,7 @@
 // The portable kernels: plain C++ that every other instruction set must equal.
 #include "cpu/isa.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <type_traits>

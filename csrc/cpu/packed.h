@@ -48,8 +48,10 @@ class AlignedBytes {
   std::size_t size_ = 0;
 };
 
-// A row of a strip.
+// A row of a strip; the kernels' part of it is kept apart.
 struct StripRow {
+  double scale = 0.0;        // a
+  double offset = 0.0;       // cost of the row alone (see problem.h); NaN: the row cannot be packed
   std::uint32_t id = 0;      // its number in the piece that is scanned
   float error_share = 1.0f;  // of the strip's error bound, its own is at most this
 };
@@ -60,8 +62,6 @@ struct Strip {
   std::size_t count = 0;             // rows
   std::size_t groups = 0;            // 16-row groups, the last one filled up
   std::vector<StripRow> rows;        // (count,)
-  std::vector<double> scale;         // (count,) a
-  std::vector<double> offset;        // (count,) cost of the row alone (see problem.h); NaN: the row cannot be packed
   std::vector<float> inverse_scale;  // (16 groups,) scale_unit / a
   std::vector<float> threshold;      // (16 groups,) offset / a / offset_unit, rounded down; -inf: always a candidate
   double scale_unit = 0.0;           // largest a

@@ -28,8 +28,6 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
   strip.count = strip.rows.size();
   strip.groups = (strip.count + kGroup - 1) / kGroup;
   strip.scale_unit = strip.offset_unit = strip.residual = strip.norm = strip.lifted_norm = strip.largest_offset = 0.0;
-  strip.scale.resize(strip.count);
-  strip.offset.resize(strip.count);
   strip.inverse_scale.assign(strip.groups * kGroup, 1.0f);
   strip.threshold.assign(strip.groups * kGroup, kInfinity);
   const std::size_t row_steps = steps(format, problem.width());
@@ -43,7 +41,7 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
     if (i + kRowsAhead < strip.count) prefetch_row(rows, strip.rows[i + kRowsAhead].id);
     const double sq_norm = kernels.load_row(rows, strip.rows[i].id, problem.metric(), row.data());
     const Problem::Lifted found = problem.lift_row(row.data(), sq_norm, lifted.data());
-    strip.offset[i] = found.offset;
+    strip.rows[i].offset = found.offset;
     if (std::isnan(found.offset)) std::fill(lifted.begin(), lifted.end(), 0.0);
     auto* out = reinterpret_cast<std::byte*>(group.data() + i % kGroup * row_steps);
     const Quantized packed = kernels.quantize(format, problem.width(), lifted.data(), found.norm, kLeastScale, out);
@@ -53,17 +51,17 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
       auto* to = reinterpret_cast<std::uint32_t*>(strip.data.get()) + i / kGroup * kGroup * row_steps;
       kernels.interleave(kGroup, row_steps, group.data(), to);
     }
-    strip.scale[i] = packed.scale;
+    strip.rows[i].scale = packed.scale;
     strip.residual = std::max(strip.residual, packed.residual);
     strip.norm = std::max(strip.norm, packed.norm);
     strip.lifted_norm = std::max(strip.lifted_norm, found.norm);
     strip.scale_unit = std::max(strip.scale_unit, packed.scale);
-    if (found.norm == 0.0) strip.scale[i] = 0.0;  // any scale is right for zeros: they get the unit below
+    if (found.norm == 0.0) strip.rows[i].scale = 0.0;  // any scale is right for zeros: they get the unit below
     if (!std::isnan(found.offset)) strip.largest_offset = std::max(strip.largest_offset, std::fabs(found.offset));
   }
   for (std::size_t i = 0; i < strip.count; ++i) {
-    if (strip.scale[i] == 0.0) strip.scale[i] = strip.scale_unit;
-    const double offset = std::fabs(strip.offset[i]) / strip.scale[i];
+    if (strip.rows[i].scale == 0.0) strip.rows[i].scale = strip.scale_unit;
+    const double offset = std::fabs(strip.rows[i].offset) / strip.rows[i].scale;
     if (offset > strip.offset_unit) strip.offset_unit = offset;  // NaN is not
   }
   for (std::size_t i = 0; i < strip.count; ++i) {
@@ -72,9 +70,9 @@ void pack_strip(const Kernels& kernels, const Problem& problem, Format format, c
       const double share = std::max(quantized[i].norm / strip.norm, quantized[i].residual / strip.residual);
       strip.rows[i].error_share = static_cast<float>(std::min(1.0, share * (1.0 + kFloatRoom)));
     }
-    const double factor = strip.scale_unit / strip.scale[i];
-    const double threshold = strip.offset_unit > 0.0 ? strip.offset[i] / strip.scale[i] / strip.offset_unit : 0.0;
-    const bool fits = factor <= kLargestFactor && !std::isnan(strip.offset[i]);
+    const double factor = strip.scale_unit / strip.rows[i].scale;
+    const double threshold = strip.offset_unit > 0.0 ? strip.rows[i].offset / strip.rows[i].scale / strip.offset_unit : 0.0;
+    const bool fits = factor <= kLargestFactor && !std::isnan(strip.rows[i].offset);
     strip.inverse_scale[i] = fits ? static_cast<float>(factor) : 1.0f;
     strip.threshold[i] = fits ? static_cast<float>(threshold - std::fabs(threshold) * kFloatRoom) : -kInfinity;
   }

@@ -6,6 +6,7 @@
 #include "cpu/ranking.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -77,7 +78,7 @@ void Ranking::count(const Rows& rows, std::size_t start, const std::int64_t* lab
     collecting_ = false;
     parallel_for(queries_.count, threads_, [&](std::size_t q) {
       std::vector<Key> scratch;
-      sort_keys(relevant_[q], scratch);
+      sort_smallest(relevant_[q], relevant_[q].size(), scratch);
       counts_[q].assign(relevant_[q].size() + 1, 0);
     });
   }
@@ -154,7 +155,7 @@ struct Ranking::Ruler {
   }
 };
 
-// The context of a hit.
+// What counting is done with.
 struct Ranking::Counting {
   Ranking& ranking;
   const Kernels& table;
@@ -169,28 +170,27 @@ struct Ranking::Counting {
   const Strip* strip = nullptr;
   std::vector<double> row;
 
-  static void on_hit(void* context, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums) {
-    static_cast<Counting*>(context)->hit(query, group, mask, static_cast<const float*>(sums));
-  }
-
-  void hit(std::size_t query, std::size_t group, std::uint32_t mask, const float* sums) {
+  // Counts the rows that the kernel reports.
+  void take(std::size_t query, const Hits& hits) {
     const PackedQueries::Scale& scale = scales[query];
     Ruler& ruler = rulers[query];
-    const std::size_t begin = group * kGroup;
-    const std::size_t size = std::min(kGroup, strip->count - begin);
     double middle[kGroup];
     std::int32_t place[kGroup];
-    for (std::size_t i = 0; i < size; ++i) {
-      middle[i] = scale.offset + strip->offset[begin + i] - scale.unit * strip->scale[begin + i] * (sums[i] - scale.init);
-      place[i] = ruler.place(middle[i]);
-    }
-    for (std::size_t i = 0; i < size; ++i) {
-      if (!(mask >> i & 1u)) continue;
-      std::uint32_t& bin = ruler.bins[static_cast<std::size_t>(place[i])];
-      if (bin & kNear) {
-        compare(query, begin + i, middle[i], bin & ~kNear);
-      } else {
-        ++bin;
+    for (std::size_t begin = 0; begin < hits.count; begin += kGroup) {
+      const std::size_t size = std::min(kGroup, hits.count - begin);
+      for (std::size_t i = 0; i < size; ++i) {
+        const std::size_t row = hits.rows[begin + i];
+        const double sum = std::bit_cast<float>(hits.sums[begin + i]);
+        middle[i] = scale.offset + strip->rows[row].offset - scale.unit * strip->rows[row].scale * (sum - scale.init);
+        place[i] = ruler.place(middle[i]);
+      }
+      for (std::size_t i = 0; i < size; ++i) {
+        std::uint32_t& bin = ruler.bins[static_cast<std::size_t>(place[i])];
+        if (bin & kNear) {
+          compare(query, hits.rows[begin + i], middle[i], bin & ~kNear);
+        } else {
+          ++bin;
+        }
       }
     }
   }
@@ -202,7 +202,7 @@ struct Ranking::Counting {
     if (labels[id] == ranking.labels_[q] || ranking.excludes(q, start + id)) return;
     const PackedQueries::Scale& scale = scales[query];
     const Ruler& ruler = rulers[query];
-    const double radius = scale.unit * strip->scale[row_of_strip] * scale.error + scale.slack;
+    const double radius = scale.unit * strip->rows[row_of_strip].scale * scale.error + scale.slack;
     while (below < ruler.highest.size() && ruler.highest[below] < middle - radius) ++below;
     // NaN, of a row that has no bound, fails this.
     const bool clear = below == ruler.lowest.size() || middle + radius < ruler.lowest[below];
@@ -261,12 +261,14 @@ void Ranking::count_by_scan(const Rows& rows, std::size_t start, const std::int6
         ruler.start(radius);
         counting.leave_out_excluded(q);
       }
+      HitLists lists(size, chunk->groups);
       const AlignedBytes scratch(size * kGroup * 4);
       for (std::size_t i = 0; i < count; ++i) {
         counting.strip = chunk + i;
         counting.scales = scales.data() + i * size;
-        table.scan({chunk + i, kFormat, queries.steps(), queries.data(), size, bounds.data() + i * size, &Counting::on_hit,
-                    &counting, scratch.get()});
+        table.scan({chunk + i, 0, chunk[i].groups, kFormat, queries.steps(), queries.data(), size, bounds.data() + i * size,
+                    lists.get(), scratch.get()});
+        for (std::size_t q = 0; q < size; ++q) counting.take(q, lists[q].taken(chunk[i].count));
       }
       for (std::size_t q = 0; q < size; ++q) counting.rulers[q].add_to(counts_[which[first + q]]);
     });

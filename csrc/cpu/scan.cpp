@@ -10,16 +10,17 @@
 #include "cpu/scan.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <mutex>
 
 #include "cpu/candidates.h"
 #include "cpu/format_choice.h"
 #include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
+#include "cpu/top_k.h"
 
 namespace iiae {
 
@@ -30,13 +31,14 @@ constexpr std::size_t kBatch = 48;             // queries of one task; a multipl
 constexpr std::size_t kStateBytes = 96 << 20;  // packed queries and candidates at a time
 constexpr std::size_t kTasksPerThread = 3;     // so that threads finish together
 constexpr std::size_t kSpareRoom = 32;         // for candidates, where few are expected
+constexpr std::size_t kFirstGroups = 4;        // scanned before limits are looked at for the first time
 
 // What one task knows about one query.
 struct State {
   double limit = kOpen;
   double guess = kOpen;  // the lowest limit that was not proven
   std::size_t room = kSpareRoom;
-  std::vector<Candidate> candidates;
+  Candidates candidates;
   TopK found;  // candidates that had to be measured early
 
   explicit State(std::size_t k) : found(k) {}
@@ -45,7 +47,7 @@ struct State {
 class Scan {
  public:
   Scan(const Kernels& kernels, Format format, Metric metric, const Rows& queries, const Piece& piece, const Filter& filter,
-       std::size_t k, std::size_t threads, const Problem& problem, const PackedPiece* packed, std::vector<TopK>& best)
+       std::size_t k, std::size_t threads, const Problem& problem, const PackedPiece* packed, Results& results)
       : kernels_(kernels),
         format_(format),
         metric_(metric),
@@ -57,26 +59,29 @@ class Scan {
         threads_(threads),
         problem_(problem),
         packed_(packed),
-        best_(best) {}
+        results_(results) {}
 
   // Searches for the queries that `which` names; returns those whose guesses failed, for which nothing has changed.
   std::vector<std::uint32_t> run(std::vector<std::uint32_t> which, bool guesses);
 
  private:
-  struct Task;  // the context of a hit
+  // Memory that the queries of a task use one after the other.
+  struct Scratch {
+    std::vector<float> costs;
+    std::vector<Key> keys;
+    std::vector<Key> sorting;
+  };
 
   // Candidates of a query from where on they are measured early, so that memory is bounded.
-  std::size_t most_candidates() const { return 2 * k_ + 1024; }
+  std::size_t most_candidates() const { return 4 * k_ + 1024; }
   std::size_t rank(std::size_t seen) const;
   void scan_chunk(const Strip* strips, std::size_t count, bool last);
   void scan_batch(std::size_t batch, std::size_t part, const Strip* strips, std::size_t count);
   void finish_batch(std::size_t batch);
-  bool finish(std::size_t query);
-  void tighten(std::uint32_t query, std::size_t rank, State& state, std::vector<float>& scratch) const;
-  void measure(std::uint32_t query, const std::vector<Candidate>& candidates, TopK& found) const;
+  bool finish(std::size_t query, Scratch& scratch);
+  void tighten(std::uint32_t query, std::size_t rank, State& state, Scratch& scratch) const;
+  void measure(std::uint32_t query, const Candidates& candidates, std::vector<Key>& keys) const;
   State& state(std::size_t query, std::size_t part) { return states_[query * parts_ + part]; }
-  static void on_hit(void* context, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums);
-  static void on_full(Task& task, std::size_t query, std::size_t rows);
 
   const Kernels& kernels_;
   Format format_;
@@ -89,72 +94,62 @@ class Scan {
   std::size_t threads_;
   const Problem& problem_;
   const PackedPiece* packed_;
-  std::vector<TopK>& best_;
+  Results& results_;
 
   // The queries at hand.
   bool guesses_ = true;
   std::vector<std::uint32_t> which_;
   std::vector<std::unique_ptr<PackedQueries>> batches_;
-  std::size_t parts_ = 1;                // tasks that share the rows of a chunk, each with its own state
-  std::vector<State> states_;            // (which_, parts_)
-  std::vector<std::size_t> seen_;        // (parts_,) rows of earlier chunks
+  std::size_t parts_ = 1;          // tasks that share the rows of a chunk, each with its own state
+  std::vector<State> states_;      // (which_, parts_)
+  std::vector<std::size_t> seen_;  // (parts_,) rows of earlier chunks
+  std::vector<Candidates> spare_;  // empty lists that have memory, of queries that are done
+  std::mutex spare_mutex_;
   std::vector<std::uint8_t> certified_;  // (which_,)
 };
 
-struct Scan::Task {
-  Scan& scan;
-  std::size_t first;  // query of the batch
-  std::size_t part;
-  const PackedQueries& queries;
-  std::vector<QueryBound> bounds;
-  std::vector<PackedQueries::Scale> scales;
-  std::size_t seen;  // rows of earlier strips
-  const Strip* strip = nullptr;
-  std::vector<float> scratch = {};
-};
-
-void Scan::on_hit(void* context, std::size_t query, std::size_t group, std::uint32_t mask, const void* sums) {
-  Task& task = *static_cast<Task*>(context);
-  Scan& scan = task.scan;
-  const Strip& strip = *task.strip;
-  const Intervals interval{scan.format_, strip, task.scales.data()};
-  State& state = scan.state(task.first + query, task.part);
-  for (; mask != 0; mask &= mask - 1) {
-    const std::size_t row = group * kGroup + static_cast<std::size_t>(std::countr_zero(mask));
-    if (row >= strip.count) break;
-    const std::uint32_t id = strip.rows[row].id;
-    if (scan.filtered_ && !scan.filter_.passes(scan.which_[task.first + query], id, scan.piece_.start + id)) continue;
-    const Candidate candidate = interval(query, row, sums);
-    if (candidate.lowest <= state.limit) state.candidates.push_back(candidate);
-  }
-  if (state.candidates.size() >= state.room) on_full(task, query, std::min((group + 1) * kGroup, strip.count));
-}
-
-// The candidates of a query have no more room, after some rows of the strip.
-[[gnu::noinline]] void Scan::on_full(Task& task, std::size_t query, std::size_t rows) {
-  Scan& scan = task.scan;
-  State& state = scan.state(task.first + query, task.part);
-  scan.tighten(scan.which_[task.first + query], scan.rank(task.seen + rows), state, task.scratch);
-  task.queries.bound(query, *task.strip, state.limit, task.bounds[query], task.scales[query]);
-}
-
 void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, std::size_t count) {
   const PackedQueries& queries = *batches_[batch];
-  Task task{*this,
-            batch * kBatch,
-            part,
-            queries,
-            std::vector<QueryBound>(queries.count()),
-            std::vector<PackedQueries::Scale>(queries.count()),
-            seen_[part]};
-  const AlignedBytes scratch(queries.count() * kGroup * 4);
-  for (task.strip = strips; task.strip != strips + count; ++task.strip) {
-    for (std::size_t q = 0; q < queries.count(); ++q) {
-      queries.bound(q, *task.strip, state(task.first + q, part).limit, task.bounds[q], task.scales[q]);
+  const std::size_t first_query = batch * kBatch;
+  std::vector<QueryBound> bounds(queries.count());
+  std::vector<PackedQueries::Scale> scales(queries.count());
+  HitLists lists(queries.count(), strips->groups);
+  const AlignedBytes sums(queries.count() * kGroup * 4);
+  Scratch scratch;
+  {
+    const std::lock_guard lock(spare_mutex_);
+    for (std::size_t q = 0; q < queries.count() && !spare_.empty(); ++q) {
+      Candidates& candidates = state(first_query + q, part).candidates;
+      if (candidates.room() > 0) continue;
+      candidates = std::move(spare_.back());
+      spare_.pop_back();
     }
-    kernels_.scan({task.strip, format_, queries.steps(), queries.data(), queries.count(), task.bounds.data(), &on_hit, &task,
-                   scratch.get()});
-    task.seen += task.strip->count;
+  }
+  std::size_t seen = seen_[part];
+  for (const Strip* strip = strips; strip != strips + count; ++strip) {
+    // While few rows are known, limits fall fast: only as many again are scanned with the same ones.
+    for (std::size_t group = 0, end; group < strip->groups; group = end) {
+      end = std::min(strip->groups, group + std::max(kFirstGroups, seen / kGroup));
+      for (std::size_t q = 0; q < queries.count(); ++q) {
+        queries.bound(q, *strip, state(first_query + q, part).limit, bounds[q], scales[q]);
+      }
+      kernels_.scan({strip, group, end, format_, queries.steps(), queries.data(), queries.count(), bounds.data(), lists.get(),
+                     sums.get()});
+      seen += std::min(end * kGroup, strip->count) - group * kGroup;
+      for (std::size_t q = 0; q < queries.count(); ++q) {
+        const Hits hits = lists[q].taken(strip->count);
+        if (hits.count == 0) continue;
+        State& known = state(first_query + q, part);
+        const std::uint32_t query = which_[first_query + q];
+        if (filtered_) {
+          const auto permitted = [&](std::uint32_t id) { return filter_.passes(query, id, piece_.start + id); };
+          add_hits(format_, *strip, scales[q], hits, permitted, known.candidates);
+        } else {
+          add_hits(format_, *strip, scales[q], hits, [](auto) { return true; }, known.candidates);
+        }
+        if (known.candidates.size() >= known.room) tighten(query, rank(seen), known, scratch);
+      }
+    }
   }
 }
 
@@ -181,66 +176,76 @@ std::size_t Scan::rank(std::size_t seen) const {
 }
 
 // Lowers the limit to the cost at a rank among the candidates, and drops those above it.
-void Scan::tighten(std::uint32_t query, std::size_t rank, State& state, std::vector<float>& scratch) const {
+void Scan::tighten(std::uint32_t query, std::size_t rank, State& state, Scratch& scratch) const {
   auto& candidates = state.candidates;
   if (candidates.size() >= rank) {
-    const double cost = highest_of_best(candidates, rank, scratch);
+    const float share = guesses_ ? likely_share(problem_.width()) : 1.0f;
+    const double cost = candidates.cost_of_best(rank, share, scratch.costs);
     if (cost < state.limit) {
       state.limit = cost;
-      if (rank < k_) state.guess = cost;
+      if (guesses_) state.guess = cost;
     }
   }
-  std::erase_if(candidates, [&](const Candidate& candidate) { return candidate.lowest > state.limit; });
+  candidates.drop_above(state.limit);
   if (candidates.size() > most_candidates() / 2) {
     // The bounds are too wide to tell these apart.
-    measure(query, candidates, state.found);
+    scratch.keys.clear();
+    measure(query, candidates, scratch.keys);
+    for (const Key key : scratch.keys) state.found.push(key);
     candidates.clear();
     const Key kth = state.found.kth();
     if (kth != kNoKey) state.limit = std::min(state.limit, problem_.highest_cost(key_distance(metric_, kth)));
   }
   state.room = std::min(2 * std::max(candidates.size(), rank) + kSpareRoom, most_candidates());
-  candidates.reserve(state.room + kGroup);
 }
 
-void Scan::measure(std::uint32_t query, const std::vector<Candidate>& candidates, TopK& found) const {
+// Appends the keys of candidates.
+void Scan::measure(std::uint32_t query, const Candidates& candidates, std::vector<Key>& keys) const {
   const CanonicalQuery canonical(kernels_, metric_, queries_, query);
   std::vector<double> row(piece_.rows.dim);
   for (std::size_t i = 0; i < candidates.size(); ++i) {
-    if (i + kRowsAhead < candidates.size()) prefetch_row(piece_.rows, candidates[i + kRowsAhead].id);
-    const std::uint32_t id = candidates[i].id;
+    if (i + kRowsAhead < candidates.size()) prefetch_row(piece_.rows, candidates.id(i + kRowsAhead));
+    const std::uint32_t id = candidates.id(i);
     const double distance =
         kernels_.distance_to_row(metric_, piece_.rows, id, canonical.values.data(), canonical.sq_norm, row.data());
-    found.push(make_key(metric_, distance, piece_.start + id));
+    keys.push_back(make_key(metric_, distance, piece_.start + id));
   }
 }
 
 // Measures what is left of a query; false if a guess did not hold, with nothing changed.
-bool Scan::finish(std::size_t query) {
+bool Scan::finish(std::size_t query, Scratch& scratch) {
   State& all = state(query, 0);
   for (std::size_t part = 1; part < parts_; ++part) {
     State& other = state(query, part);
     all.limit = std::min(all.limit, other.limit);
     all.guess = std::min(all.guess, other.guess);
-    all.candidates.insert(all.candidates.end(), other.candidates.begin(), other.candidates.end());
+    all.candidates.add(other.candidates);
     all.found.merge(other.found);
   }
-  std::vector<float> scratch;
   tighten(which_[query], k_, all, scratch);
-  measure(which_[query], all.candidates, all.found);
-  TopK& best = best_[which_[query]];
-  all.found.merge(best);
+  auto& keys = scratch.keys;
+  keys = all.found.keys();
+  results_.append_to(which_[query], keys);
+  measure(which_[query], all.candidates, keys);
+  sort_smallest(keys, k_, scratch.sorting);
   if (all.guess != kOpen) {
-    const Key kth = all.found.kth();
-    if (kth == kNoKey || problem_.highest_cost(key_distance(metric_, kth)) > all.guess) return false;
+    if (keys.size() < k_ || problem_.highest_cost(key_distance(metric_, keys.back())) > all.guess) return false;
   }
-  best = std::move(all.found);
+  results_.set(which_[query], keys);
   return true;
 }
 
 void Scan::finish_batch(std::size_t batch) {
+  Scratch scratch;
   for (std::size_t query = batch * kBatch; query < std::min((batch + 1) * kBatch, which_.size()); ++query) {
-    certified_[query] = finish(query);
-    for (std::size_t part = 0; part < parts_; ++part) state(query, part) = State(k_);  // gives its memory to later queries
+    certified_[query] = finish(query, scratch);
+    const std::lock_guard lock(spare_mutex_);
+    for (std::size_t part = 0; part < parts_; ++part) {
+      State& done = state(query, part);
+      done.candidates.clear();
+      spare_.push_back(std::move(done.candidates));
+      done = State(k_);
+    }
   }
 }
 
@@ -260,7 +265,7 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
   seen_.assign(parts_, 0);
   certified_.assign(which_.size(), 0);
   for (std::size_t q = 0; q < which_.size(); ++q) {
-    const Key kth = best_[which_[q]].kth();
+    const Key kth = results_.kth(which_[q]);
     if (kth == kNoKey) continue;
     for (std::size_t part = 0; part < parts_; ++part) {
       state(q, part).limit = problem_.highest_cost(key_distance(metric_, kth));
@@ -284,13 +289,13 @@ std::vector<std::uint32_t> Scan::run(std::vector<std::uint32_t> which, bool gues
 
 void certified_scan(const Kernels& kernels, std::optional<Format> format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
-                    std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best) {
+                    std::size_t threads, const PackedPiece* packed, Results& results) {
   const std::optional<Problem> own = packed ? std::nullopt : std::optional<Problem>(std::in_place, kernels, metric, piece.rows);
   const Problem& problem = packed ? packed->problem : *own;
   if (!format) format = choose_format(kernels, problem, queries, which, piece, k, packed != nullptr);
   Scan scan(kernels, *format, metric, queries, piece, filter, k, threads, problem, *format == Format::kInt8 ? packed : nullptr,
-            best);
-  const std::size_t per_query = 4 * steps(*format, queries.dim) + 3 * k * sizeof(Candidate) + 1024;
+            results);
+  const std::size_t per_query = 4 * steps(*format, queries.dim) + 40 * k + 4096;
   const std::size_t at_once = std::max<std::size_t>(1, kStateBytes / per_query / kBatch) * kBatch;
   for (std::size_t first = 0; first < which.size(); first += at_once) {
     const auto begin = which.begin() + static_cast<std::ptrdiff_t>(first);

@@ -7,7 +7,7 @@
 #include "cpu/filter.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
-#include "cpu/top_k.h"
+#include "cpu/results.h"
 #include "rows.h"
 
 namespace iiae {
@@ -16,6 +16,6 @@ namespace iiae {
 // costs on this data. `packed` holds the rows of the piece in int8 already, or is null; it is used if int8 is.
 void certified_scan(const Kernels& kernels, std::optional<Format> format, Metric metric, const Rows& queries,
                     const std::vector<std::uint32_t>& which, const Piece& piece, const Filter& filter, std::size_t k,
-                    std::size_t threads, const PackedPiece* packed, std::vector<TopK>& best);
+                    std::size_t threads, const PackedPiece* packed, Results& results);
 
 }  // namespace iiae

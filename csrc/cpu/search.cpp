@@ -68,8 +68,9 @@ void select_method(const std::string& name) {
   throw std::invalid_argument("method '" + name + "' is not known; known are auto, brute_force, int8, int16, float32");
 }
 
-Searcher::Searcher(const Rows& queries, Metric metric, std::size_t k, std::size_t threads)
-    : queries_(queries), metric_(metric), k_(k), threads_(threads), best_(queries.count, TopK(k)) {}
+Searcher::Searcher(const Rows& queries, Metric metric, std::size_t k, std::size_t threads, float* distances,
+                   std::int64_t* indices)
+    : queries_(queries), metric_(metric), k_(k), threads_(threads), results_(metric, queries.count, k, distances, indices) {}
 
 void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, const PackedPiece* packed) {
   if (queries_.count == 0) return;
@@ -82,7 +83,7 @@ void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, c
       (selected == Method::kInt8 || (automatic && short_list && (table.fast_int8 || queries_.count <= kPackedQueries)))) {
     const Piece piece{rows, start, {}};
     const auto format = automatic ? std::nullopt : std::optional(Format::kInt8);
-    certified_scan(table, format, metric_, queries_, which, piece, filter, k_, threads_, packed, best_);
+    certified_scan(table, format, metric_, queries_, which, piece, filter, k_, threads_, packed, results_);
     return;
   }
   Filter remaining = filter;
@@ -90,26 +91,14 @@ void Searcher::scan(const Rows& rows, std::size_t start, const Filter& filter, c
   if (piece.count() == 0) return;
   const Method method = choose_method(table, queries_.count, piece.count(), rows.dim);
   if (method == Method::kBruteForce || (automatic && k_ > piece.count() / kScanShare)) {
-    brute_force(table, metric_, queries_, which, piece, remaining, k_, threads_, best_);
+    brute_force(table, metric_, queries_, which, piece, remaining, k_, threads_, results_);
     return;
   }
   std::optional<Format> format;
   if (!automatic) {
     format = method == Method::kInt8 ? Format::kInt8 : method == Method::kInt16 ? Format::kInt16 : Format::kFloat32;
   }
-  certified_scan(table, format, metric_, queries_, which, piece, remaining, k_, threads_, nullptr, best_);
-}
-
-void Searcher::write(float* distances, std::int64_t* indices) {
-  const float missing = (metric_ == Metric::kInnerProduct ? -1.0f : 1.0f) * std::numeric_limits<float>::infinity();
-  parallel_for(queries_.count, threads_, [&](std::size_t q) {
-    const auto& keys = best_[q].sorted();
-    for (std::size_t i = 0; i < k_; ++i) {
-      const bool there = i < keys.size();
-      distances[q * k_ + i] = there ? key_distance(metric_, keys[i]) : missing;
-      indices[q * k_ + i] = there ? static_cast<std::int64_t>(keys[i] & 0xffffffffu) : -1;
-    }
-  });
+  certified_scan(table, format, metric_, queries_, which, piece, remaining, k_, threads_, nullptr, results_);
 }
 
 }  // namespace iiae

@@ -6,29 +6,29 @@
 
 #include "cpu/filter.h"
 #include "cpu/packing.h"
-#include "cpu/top_k.h"
+#include "cpu/results.h"
 #include "rows.h"
 
 namespace iiae {
 
 class Searcher {
  public:
-  // `queries` must outlive the searcher; Gaussian queries are lifted already.
-  Searcher(const Rows& queries, Metric metric, std::size_t k, std::size_t threads);
+  // `queries` and the outputs, both (Q, k), must outlive the searcher; Gaussian queries are lifted already.
+  Searcher(const Rows& queries, Metric metric, std::size_t k, std::size_t threads, float* distances, std::int64_t* indices);
 
   // Considers `rows`, whose first row has index `start`; `packed` holds the same rows packed, or is null.
   void scan(const Rows& rows, std::size_t start, const Filter& filter, const PackedPiece* packed);
 
-  // Writes (Q, k) results, ascending; a query with fewer than k permitted rows is filled up with index -1 and distance
+  // Completes the outputs: results ascend, and a query with fewer than k permitted rows is filled up with index -1 and distance
   // infinity (negative infinity for inner_product).
-  void write(float* distances, std::int64_t* indices);
+  void finish() { results_.fill_up(); }
 
  private:
   Rows queries_;
   Metric metric_;
   std::size_t k_;
   std::size_t threads_;
-  std::vector<TopK> best_;  // (Q,)
+  Results results_;
 };
 
 enum class Method { kAuto, kBruteForce, kInt8, kInt16, kFloat32 };

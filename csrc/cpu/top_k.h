@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 #include <vector>
 
@@ -9,32 +10,52 @@
 
 namespace iiae {
 
-// Sorts keys by their upper halves, the distances, 11 bits at a time; where those are equal, by the rest. `scratch` is as long.
-inline void sort_keys(std::vector<Key>& keys, std::vector<Key>& scratch) {
-  constexpr std::size_t kFewKeys = 256;
-  constexpr unsigned kDigit = 11;
-  if (keys.size() < kFewKeys) {
+// Leaves the `count` smallest keys, or all, ascending. `scratch` comes to be as long as the keys are.
+inline void sort_smallest(std::vector<Key>& keys, std::size_t count, std::vector<Key>& scratch) {
+  constexpr std::size_t kFewKeys = 64;
+  constexpr unsigned kMaxDigit = 16;
+  constexpr std::uint32_t kFewOfBin = 16;
+  if (std::is_sorted(keys.begin(), keys.end())) {
+    // Nothing to do.
+  } else if (keys.size() < kFewKeys) {
     std::sort(keys.begin(), keys.end());
-    return;
-  }
-  const auto [least, most] = std::minmax_element(keys.begin(), keys.end());
-  const Key base = *least >> 32;
-  const Key range = (*most >> 32) - base;
-  scratch.resize(keys.size());
-  for (unsigned shift = 0; shift < 32 && range >> shift != 0; shift += kDigit) {
-    const auto digit = [&](Key key) { return ((key >> 32) - base) >> shift & ((1u << kDigit) - 1u); };
-    std::uint32_t place[1u << kDigit] = {};
-    for (const Key key : keys) ++place[digit(key)];
+  } else {
+    // By bins of distances, about one for every key; then what is in a bin.
+    Key least = kNoKey;
+    Key most = 0;
+    for (const Key key : keys) {
+      least = std::min(least, key);
+      most = std::max(most, key);
+    }
+    const Key base = least >> 32;
+    const auto range = static_cast<std::uint32_t>((most >> 32) - base);
+    const unsigned digit = std::min<unsigned>(static_cast<unsigned>(std::bit_width(keys.size())), kMaxDigit);
+    const unsigned width = static_cast<unsigned>(std::bit_width(range));
+    const unsigned shift = width > digit ? width - digit : 0;
+    const auto bin = [&](Key key) { return static_cast<std::size_t>(((key >> 32) - base) >> shift); };
+    std::vector<std::uint32_t> place(bin(most) + 1, 0);
+    for (const Key key : keys) ++place[bin(key)];
     std::uint32_t before = 0;
-    for (std::uint32_t& count : place) before += std::exchange(count, before);
-    for (const Key key : keys) scratch[place[digit(key)]++] = key;
+    for (std::uint32_t& bin_count : place) before += std::exchange(bin_count, before);
+    scratch.resize(keys.size());
+    for (const Key key : keys) scratch[place[bin(key)]++] = key;
     keys.swap(scratch);
+    // place[i] is now where bin i ends.
+    std::uint32_t begin = 0;
+    for (const std::uint32_t end : place) {
+      if (end - begin > kFewOfBin) std::sort(keys.begin() + begin, keys.begin() + end);
+      begin = end;
+      if (begin >= count) break;
+    }
+    const std::size_t sorted = std::max<std::size_t>(begin, 1);
+    for (std::size_t i = 1; i < sorted; ++i) {
+      const Key key = keys[i];
+      std::size_t at = i;
+      for (; at > 0 && keys[at - 1] > key; --at) keys[at] = keys[at - 1];
+      keys[at] = key;
+    }
   }
-  for (auto begin = keys.begin(); begin != keys.end();) {
-    const auto end = std::find_if(begin + 1, keys.end(), [&](Key key) { return key >> 32 != *begin >> 32; });
-    if (end - begin > 1) std::sort(begin, end);
-    begin = end;
-  }
+  if (keys.size() > count) keys.resize(count);
 }
 
 // Keeps up to k keys plus as many waiting ones; amortized O(1) per accepted key for any k.
@@ -52,6 +73,9 @@ class TopK {
     for (const Key key : other.keys_) push(key);
   }
 
+  // Those kept, k at least if there were as many, in no order.
+  const std::vector<Key>& keys() const { return keys_; }
+
   // The k-th smallest key so far; kNoKey while there are fewer.
   Key kth() {
     if (keys_.size() >= k_) shrink();
@@ -60,9 +84,8 @@ class TopK {
 
   // The k smallest (or all, if there were fewer), ascending.
   const std::vector<Key>& sorted() {
-    if (keys_.size() > k_) shrink();
     std::vector<Key> scratch;
-    sort_keys(keys_, scratch);
+    sort_smallest(keys_, k_, scratch);
     return keys_;
   }
 

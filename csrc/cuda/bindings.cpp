@@ -46,20 +46,13 @@ Mask parse_mask(const std::optional<MaskTuple>& mask) {
   return {pointer<const std::uint8_t>(address), query_stride, row_stride};
 }
 
-Method parse_method(const std::string& name) {
-  if (name == "auto") return Method::kAuto;
-  if (name == "brute_force") return Method::kBruteForce;
-  if (name == "int8") return Method::kInt8;
-  throw std::invalid_argument("method '" + name + "' is not known; known are auto, brute_force, int8");
-}
-
-Search make_search(const std::string& metric, const RowsTuple& rows, std::size_t start, Address packed,
-                   const RowsTuple& queries, const std::optional<MaskTuple>& allowed, const std::optional<MaskTuple>& excluded,
-                   Address excluded_ids, std::size_t k, Address best, Address statistics) {
+Search make_search(const std::string& metric, const RowsTuple& rows, std::size_t start, bool scans, const RowsTuple& queries,
+                   const std::optional<MaskTuple>& allowed, const std::optional<MaskTuple>& excluded, Address excluded_ids,
+                   std::size_t k, Address best, Address statistics) {
   Search search{parse_metric(metric),
                 parse_rows(rows),
                 start,
-                pointer<const std::byte>(packed),
+                scans,
                 parse_rows(queries),
                 {parse_mask(allowed), parse_mask(excluded), pointer<const std::int64_t>(excluded_ids)},
                 k,
@@ -74,25 +67,35 @@ Search make_search(const std::string& metric, const RowsTuple& rows, std::size_t
   return search;
 }
 
-Evaluation make_evaluation(const std::string& metric, const RowsTuple& queries, std::size_t row_count, Address query_labels,
-                           Address row_labels, Address excluded_ids, std::size_t most_relevant, Address cutoffs,
-                           std::size_t cutoff_count, Address measures) {
+Evaluation make_evaluation(const std::string& metric, const RowsTuple& queries, Address query_labels, Address row_labels,
+                           Address rows_by_label, Address label_starts, Address excluded_ids, std::size_t most_relevant,
+                           std::size_t most_scanned, Address cutoffs, std::size_t cutoff_count, Address measures,
+                           Address statistics) {
   return {parse_metric(metric),
           parse_rows(queries),
-          row_count,
           pointer<const std::int64_t>(query_labels),
           pointer<const std::int64_t>(row_labels),
+          pointer<const std::int64_t>(rows_by_label),
+          pointer<const std::int64_t>(label_starts),
           pointer<const std::int64_t>(excluded_ids),
           most_relevant,
+          most_scanned,
           pointer<const std::int64_t>(cutoffs),
           cutoff_count,
-          pointer<double>(measures)};
+          pointer<double>(measures),
+          pointer<unsigned long long>(statistics)};
 }
 
 void check_part(const Evaluation& evaluation, std::size_t first, std::size_t count) {
   if (first > evaluation.queries.count || count > evaluation.queries.count - first) {
     throw std::invalid_argument("there are not so many queries");
   }
+}
+
+Rows parse_piece(const Evaluation& evaluation, const RowsTuple& rows) {
+  const Rows parsed = parse_rows(rows);
+  if (parsed.dim != evaluation.queries.dim) throw std::invalid_argument("queries and rows differ in width");
+  return parsed;
 }
 
 }  // namespace
@@ -109,13 +112,10 @@ void register_functions(py::module_& m) {
       },
       py::arg("metric"), py::arg("rows"), py::arg("packed"), py::arg("stream"));
   m.def(
-      "scans",
-      [](const std::string& method, const std::string& metric, std::size_t queries, const RowsTuple& rows, std::size_t k) {
-        return scans(parse_method(method), parse_metric(metric), queries, parse_rows(rows), k);
-      },
-      py::arg("method"), py::arg("metric"), py::arg("queries"), py::arg("rows"), py::arg("k"));
+      "can_scan", [](const std::string& metric, std::size_t dim) { return can_scan(parse_metric(metric), dim); },
+      py::arg("metric"), py::arg("dim"));
   py::class_<Search>(m, "Search", py::module_local())  // tests load a second module with this engine
-      .def(py::init(&make_search), py::arg("metric"), py::arg("rows"), py::arg("start"), py::arg("packed"), py::arg("queries"),
+      .def(py::init(&make_search), py::arg("metric"), py::arg("rows"), py::arg("start"), py::arg("scans"), py::arg("queries"),
            py::arg("allowed"), py::arg("excluded"), py::arg("excluded_ids"), py::arg("k"), py::arg("best"),
            py::arg("statistics"))
       .def(
@@ -123,30 +123,51 @@ void register_functions(py::module_& m) {
           py::arg("batch"))
       .def(
           "run",
-          [](const Search& search, Address workspace, std::size_t size, Address stream) {
-            run(search, pointer<std::byte>(workspace), size, parse_stream(stream));
+          [](const Search& search, Address packed, Address workspace, std::size_t size, Address stream) {
+            run(search, pointer<const std::byte>(packed), pointer<std::byte>(workspace), size, parse_stream(stream));
           },
-          py::arg("workspace"), py::arg("size"), py::arg("stream"));
+          py::arg("packed"), py::arg("workspace"), py::arg("size"), py::arg("stream"));
   py::class_<Evaluation>(m, "Evaluation", py::module_local())
-      .def(py::init(&make_evaluation), py::arg("metric"), py::arg("queries"), py::arg("row_count"), py::arg("query_labels"),
-           py::arg("row_labels"), py::arg("excluded_ids"), py::arg("most_relevant"), py::arg("cutoffs"),
-           py::arg("cutoff_count"), py::arg("measures"))
+      .def(py::init(&make_evaluation), py::arg("metric"), py::arg("queries"), py::arg("query_labels"), py::arg("row_labels"),
+           py::arg("rows_by_label"), py::arg("label_starts"), py::arg("excluded_ids"), py::arg("most_relevant"),
+           py::arg("most_scanned"), py::arg("cutoffs"), py::arg("cutoff_count"), py::arg("measures"), py::arg("statistics"))
       .def(
           "workspace_bytes", [](const Evaluation& self, std::size_t batch) { return workspace_bytes(self, batch); },
           py::arg("batch"))
       .def(
-          "measure",
+          "start",
+          [](const Evaluation& self, std::size_t first, std::size_t count, Address workspace, Address stream) {
+            check_part(self, first, count);
+            start(self, first, count, pointer<std::byte>(workspace), parse_stream(stream));
+          },
+          py::arg("first"), py::arg("count"), py::arg("workspace"), py::arg("stream"))
+      .def(
+          "collect",
           [](const Evaluation& self, const RowsTuple& rows, std::size_t start, std::size_t first, std::size_t count,
              Address workspace, Address stream) {
-            const Rows parsed = parse_rows(rows);
-            if (parsed.dim != self.queries.dim) throw std::invalid_argument("queries and rows differ in width");
-            if (start > self.row_count || parsed.count > self.row_count - start) {
-              throw std::invalid_argument("there are not so many rows");
-            }
             check_part(self, first, count);
-            measure(self, parsed, start, first, count, pointer<std::byte>(workspace), parse_stream(stream));
+            collect(self, parse_piece(self, rows), start, first, count, pointer<std::byte>(workspace), parse_stream(stream));
           },
           py::arg("rows"), py::arg("start"), py::arg("first"), py::arg("count"), py::arg("workspace"), py::arg("stream"))
+      .def(
+          "sort",
+          [](const Evaluation& self, std::size_t count, Address workspace, Address stream) {
+            sort(self, count, pointer<std::byte>(workspace), parse_stream(stream));
+          },
+          py::arg("count"), py::arg("workspace"), py::arg("stream"))
+      .def(
+          "count",
+          [](const Evaluation& self, const RowsTuple& rows, std::size_t start, Address packed, std::size_t first,
+             std::size_t size, Address workspace, Address stream) {
+            check_part(self, first, size);
+            const Rows parsed = parse_piece(self, rows);
+            if (packed != 0 && parsed.count > self.most_scanned)
+              throw std::invalid_argument("there is no room to scan so many rows");
+            count(self, parsed, start, pointer<const std::byte>(packed), first, size, pointer<std::byte>(workspace),
+                  parse_stream(stream));
+          },
+          py::arg("rows"), py::arg("start"), py::arg("packed"), py::arg("first"), py::arg("count"), py::arg("workspace"),
+          py::arg("stream"))
       .def(
           "rank",
           [](const Evaluation& self, std::size_t first, std::size_t count, Address workspace, Address stream) {
@@ -163,10 +184,10 @@ void register_functions(py::module_& m) {
       py::arg("metric"), py::arg("best"), py::arg("count"), py::arg("distances"), py::arg("indices"), py::arg("stream"));
   m.def(
       "validate",
-      [](const std::string& metric, const RowsTuple& rows, Address first_bad, Address stream) {
-        validate(parse_metric(metric), parse_rows(rows), pointer<unsigned long long>(first_bad), parse_stream(stream));
+      [](const std::string& metric, const RowsTuple& rows, std::size_t start, Address first_bad, Address stream) {
+        validate(parse_metric(metric), parse_rows(rows), start, pointer<unsigned long long>(first_bad), parse_stream(stream));
       },
-      py::arg("metric"), py::arg("rows"), py::arg("first_bad"), py::arg("stream"));
+      py::arg("metric"), py::arg("rows"), py::arg("start"), py::arg("first_bad"), py::arg("stream"));
 }
 
 }  // namespace iiae::cuda

@@ -17,8 +17,6 @@ namespace iiae::cuda {
 
 namespace {
 
-constexpr std::size_t kScanRows = 1024;    // fewer are not worth packing
-constexpr std::size_t kScanShare = 8;      // a scan pays if k is at most this share of the rows
 constexpr std::size_t kMaxWidth = 60'000;  // int8 sums of more dimensions could overflow
 constexpr std::size_t kFirstRows = 256;    // of the first round
 constexpr std::size_t kLostSlots = 16;     // lost queries at a time, if their keys fit
@@ -34,9 +32,9 @@ std::size_t first_tiles(std::size_t k) { return blocks_for(std::max(2 * k, kFirs
 std::size_t candidate_room(std::size_t k) { return (first_tiles(k) * kTileVectors + 6 * growth(k) * k + 255) / 256 * 256; }
 
 // Lost queries that are measured at a time.
-std::size_t lost_slots(const Search& search) {
+std::size_t lost_slots(const Search& search, std::size_t count) {
   const std::size_t bytes = (search.rows.count + search.k) * sizeof(Key);
-  return std::clamp<std::size_t>(kLostBytes / bytes, 1, kLostSlots);
+  return std::clamp<std::size_t>(kLostBytes / bytes, 1, std::min(count, kLostSlots));
 }
 
 // Memory of one batch of queries.
@@ -47,6 +45,7 @@ struct Batch {
   Candidates candidates;
   Key* keys;
   Key* scratch;
+  TiledSelection selection;
   Key* lost_keys;
   Key* lost_scratch;
 
@@ -55,15 +54,12 @@ struct Batch {
     values = memory.take<double>(count * problem.dim);
     sq_norms = memory.take<double>(count);
     scratch = memory.take<Key>(count * search.k);
-    if (!search.packed) {
+    if (!search.scans) {
       keys = memory.take<Key>(count * (search.rows.count + search.k));
+      selection = TiledSelection(count, memory);
       return;
     }
-    const std::size_t places = blocks_for(count, kTileVectors) * kTileVectors;
-    packed.count = count;
-    packed.values = memory.take<std::int8_t>(places * blocks_for(problem.width, kChunk) * kChunk);
-    packed.states = memory.take<QueryState>(count);
-    packed.bounds = memory.take<QueryBound>(places);
+    packed = PackedQueries(count, problem.width, memory);
     candidates.room = candidate_room(search.k);
     candidates.lowest = memory.take<float>(count * candidates.room);
     candidates.highest = memory.take<float>(count * candidates.room);
@@ -73,8 +69,8 @@ struct Batch {
     candidates.lost_count = memory.take<unsigned>(1);
     candidates.statistics = search.statistics;
     keys = memory.take<Key>(count * (candidates.room + search.k));
-    lost_keys = memory.take<Key>(lost_slots(search) * (search.rows.count + search.k));
-    lost_scratch = memory.take<Key>(lost_slots(search) * search.k);
+    lost_keys = memory.take<Key>(lost_slots(search, count) * (search.rows.count + search.k));
+    lost_scratch = memory.take<Key>(lost_slots(search, count) * search.k);
   }
 };
 
@@ -84,7 +80,8 @@ __global__ void reset_kernel(Candidates candidates, std::size_t count) {
   if (q == 0) *candidates.lost_count = 0;
 }
 
-void run_batch(const Search& search, std::size_t first, std::size_t count, std::byte* workspace, cudaStream_t stream) {
+void run_batch(const Search& search, const std::byte* packed, std::size_t first, std::size_t count, std::byte* workspace,
+               cudaStream_t stream) {
   Carver memory(workspace);
   const Batch batch(search, count, memory);
   const Piece piece{search.metric, search.rows, search.start};
@@ -92,14 +89,14 @@ void run_batch(const Search& search, std::size_t first, std::size_t count, std::
   const Filter filter = search.filter.from(first);
   Key* const best = search.best + first * search.k;
   convert_queries(search.metric, search.queries.slice(first, first + count), batch.values, batch.sq_norms, stream);
-  if (!search.packed) {
+  if (!search.scans) {
     const std::size_t stride = search.rows.count + search.k;
     measure_all(piece, queries, count, filter, batch.keys, stride, stream);
-    keep_best(count, batch.keys, stride, search.rows.count, search.k, best, batch.scratch, stream);
+    keep_best(count, batch.keys, stride, search.rows.count, search.k, best, batch.scratch, batch.selection, stream);
     return;
   }
   const Problem problem(search.metric, search.rows.dim);
-  Carver packed_memory(const_cast<std::byte*>(search.packed));
+  Carver packed_memory(const_cast<std::byte*>(packed));
   const PackedRows rows(search.rows.count, problem.width, packed_memory);
   launch(reset_kernel, static_cast<unsigned>(blocks_for(count, kThreads)), kThreads, 0, stream, batch.candidates, count);
   pack_queries(problem, queries, rows, best, search.k, batch.packed, stream);
@@ -111,10 +108,11 @@ void run_batch(const Search& search, std::size_t first, std::size_t count, std::
   }
   measure_candidates(piece, queries, count, batch.candidates, search.k, best, batch.keys, batch.scratch, stream);
   measure_lost(piece, queries, batch.candidates, filter, search.k, best, batch.lost_keys, batch.lost_scratch,
-               std::min(count, lost_slots(search)), stream);
+               lost_slots(search, count), stream);
 }
 
-__global__ void validate_kernel(Rows rows, std::size_t normed, bool any_norm, double limit, unsigned long long* first_bad) {
+__global__ void validate_kernel(Rows rows, std::size_t normed, bool any_norm, double limit, std::size_t start,
+                                unsigned long long* first_bad) {
   const std::size_t stride = static_cast<std::size_t>(gridDim.x) * teams_in_block();
   for (std::size_t i = blockIdx.x * teams_in_block() + team_of_block(); i < rows.count; i += stride) {
     const CanonicalRow row(rows, i, Metric::kSqEuclidean);
@@ -127,7 +125,7 @@ __global__ void validate_kernel(Rows rows, std::size_t normed, bool any_norm, do
     }
     square = team_sum(square) + team_sum(nothing);
     const bool good = any_norm ? !isnan(square) : square <= limit;
-    if (team_lane() == 0 && !good) atomicMin(first_bad, static_cast<unsigned long long>(i));
+    if (team_lane() == 0 && !good) atomicMin(first_bad, static_cast<unsigned long long>(start + i));
   }
 }
 
@@ -145,10 +143,7 @@ void pack(Metric metric, const Rows& rows, std::byte* packed, cudaStream_t strea
   pack_rows(problem, rows, PackedRows(rows.count, problem.width, memory), stream);
 }
 
-bool scans(Method method, Metric metric, std::size_t queries, const Rows& rows, std::size_t k) {
-  if (method == Method::kBruteForce || queries == 0 || Problem(metric, rows.dim).width > kMaxWidth) return false;
-  return method == Method::kInt8 || (rows.count >= kScanRows && k <= rows.count / kScanShare);
-}
+bool can_scan(Metric metric, std::size_t dim) { return Problem(metric, dim).width <= kMaxWidth; }
 
 std::size_t workspace_bytes(const Search& search, std::size_t batch) {
   Carver memory(nullptr);
@@ -156,7 +151,7 @@ std::size_t workspace_bytes(const Search& search, std::size_t batch) {
   return memory.size();
 }
 
-void run(const Search& search, std::byte* workspace, std::size_t workspace_size, cudaStream_t stream) {
+void run(const Search& search, const std::byte* packed, std::byte* workspace, std::size_t workspace_size, cudaStream_t stream) {
   if (search.queries.count == 0) return;
   // The largest batch that fits; beyond a tile of queries, whole tiles.
   std::size_t batch = std::min(search.queries.count, kMostQueries);
@@ -164,7 +159,7 @@ void run(const Search& search, std::byte* workspace, std::size_t workspace_size,
   if (workspace_bytes(search, batch) > workspace_size) throw std::invalid_argument("the workspace is too small for one query");
   if (batch > kTileVectors) batch = batch / kTileVectors * kTileVectors;
   for (std::size_t first = 0; first < search.queries.count; first += batch) {
-    run_batch(search, first, std::min(batch, search.queries.count - first), workspace, stream);
+    run_batch(search, packed, first, std::min(batch, search.queries.count - first), workspace, stream);
   }
 }
 
@@ -172,13 +167,13 @@ void write(Metric metric, const Key* best, std::size_t count, float* distances, 
   if (count != 0) write_results(metric, best, count, distances, indices, stream);
 }
 
-void validate(Metric metric, const Rows& rows, unsigned long long* first_bad, cudaStream_t stream) {
+void validate(Metric metric, const Rows& rows, std::size_t start, unsigned long long* first_bad, cudaStream_t stream) {
   const std::size_t normed = is_gaussian(metric) ? rows.dim / 2 : rows.dim;  // of a Gaussian only its mean is unbounded
   constexpr std::size_t kBlocks = 65536;
   if (rows.count == 0) return;
   const std::size_t blocks = std::min(blocks_for(rows.count, kThreads / kTeam), kBlocks);
   launch(validate_kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, rows, normed, metric == Metric::kCosine,
-         squared_norm_limit(metric), first_bad);
+         squared_norm_limit(metric), start, first_bad);
 }
 
 }  // namespace iiae::cuda

@@ -10,7 +10,9 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int kQueriesAtOnce = 4;  // that share one conversion of a row to float64
 constexpr std::size_t kRowsPerBlock = 512;
-constexpr unsigned kMostBlocks = 65535;  // in the second and third dimension of a grid
+constexpr std::size_t kFusedChoice = 1024;   // more keys are selected by many blocks
+constexpr std::size_t kFusedKeys = 1 << 15;  // and so are any from more than these,
+constexpr std::size_t kManyQueries = 256;    // unless so many queries keep the device busy
 
 // Keys of rows [begin, end) for kQueries queries, the last of them possibly repeated: those from `used` on are not written.
 template <int kQueries>
@@ -115,12 +117,16 @@ void measure_all(const Piece& piece, const CanonicalQueries& queries, std::size_
                  std::size_t stride, cudaStream_t stream) {
   const std::size_t groups = blocks_for(count, kQueriesAtOnce);
   const dim3 blocks(static_cast<unsigned>(blocks_for(piece.rows.count, kRowsPerBlock)),
-                    groups < kMostBlocks ? static_cast<unsigned>(groups) : kMostBlocks);
+                    groups < kMostGridRows ? static_cast<unsigned>(groups) : kMostGridRows);
   launch(measure_all_kernel, blocks, kThreads, 0, stream, piece, queries, count, filter, keys, stride);
 }
 
 void keep_best(std::size_t count, Key* keys, std::size_t stride, std::size_t n, std::size_t k, Key* best, Key* scratch,
-               cudaStream_t stream) {
+               const TiledSelection& selection, cudaStream_t stream) {
+  if (k > kFusedChoice || (n > kFusedKeys && count < kManyQueries)) {
+    keep_best_tiled(count, keys, stride, n, k, best, scratch, selection, stream);
+    return;
+  }
   launch(keep_best_kernel, static_cast<unsigned>(count), kThreads, 0, stream, keys, stride, n, k, best, scratch);
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/canonical.cuh"
 #include "cuda/filter.h"
 #include "cuda/scan.cuh"
+#include "cuda/select_tiled.cuh"
 #include "rows.h"
 
 namespace iiae::cuda {
@@ -23,7 +24,7 @@ void measure_all(const Piece& piece, const CanonicalQueries& queries, std::size_
 // best[q] = the k best of itself and of the n keys at keys + q * stride, which has room for k more of them; scratch: (count,
 // k).
 void keep_best(std::size_t count, Key* keys, std::size_t stride, std::size_t n, std::size_t k, Key* best, Key* scratch,
-               cudaStream_t stream);
+               const TiledSelection& selection, cudaStream_t stream);
 
 // Measures the candidates of every query that was not lost, and keeps the best; keys: (count, room + k), scratch: (count, k).
 void measure_candidates(const Piece& piece, const CanonicalQueries& queries, std::size_t count, const Candidates& candidates,

@@ -64,7 +64,7 @@ __device__ std::size_t sampled_row(std::size_t i, std::size_t samples, std::size
 // What lifts a sampled row: 1 / |row| for cosine (0 leaves a zero vector out), else 1.
 __global__ void sample_factors_kernel(Problem problem, Rows rows, std::size_t samples, PackedRows packed) {
   if (blockIdx.x == 0 && threadIdx.x == 0) *packed.units = Units{};
-  const std::size_t i = blockIdx.x * teams_in_block() + team_of_block();
+  const std::size_t i = blockIdx.x * static_cast<std::size_t>(teams_in_block()) + team_of_block();
   if (i >= samples) return;
   double factor = 1.0;
   if (problem.metric == Metric::kCosine) {
@@ -112,13 +112,28 @@ __device__ void raise(unsigned long long* unit, double value) {
   atomicMax(unit, static_cast<unsigned long long>(__double_as_longlong(value)));
 }
 
+// Maxima over rows of a tile.
+struct TileMaxima {
+  double norm;
+  double residual;
+  double unit_scale;
+  double unit_norm;
+  double unit_offset;
+
+  __device__ void add(const TileMaxima& other) {
+    norm = fmax(norm, other.norm);
+    residual = fmax(residual, other.residual);
+    unit_scale = fmax(unit_scale, other.unit_scale);
+    unit_norm = fmax(unit_norm, other.unit_norm);
+    unit_offset = fmax(unit_offset, other.unit_offset);
+  }
+};
+
 // One block packs one tile.
 __global__ void pack_rows_kernel(Problem problem, Rows rows, PackedRows packed) {
-  __shared__ double norms[kThreads / kTeam];
-  __shared__ double residuals[kThreads / kTeam];
+  __shared__ TileMaxima maxima[kThreads / kTeam];
   const std::size_t tile = blockIdx.x;
-  double tile_norm = 0.0;
-  double tile_residual = 0.0;
+  TileMaxima own{};
   for (std::size_t place = team_of_block(); place < kTileVectors; place += teams_in_block()) {
     const std::size_t id = dealt_row(packed.tiles, tile, place);
     std::int8_t* out = packed.values + (tile * packed.chunks * kTileVectors + place) * kChunk;
@@ -139,15 +154,10 @@ __global__ void pack_rows_kernel(Problem problem, Rows rows, PackedRows packed) 
       const double norm = sqrt(square);
       const auto packed_value = [&](std::size_t i) { return norm > 0.0 ? value(i) : 0.0; };
       const Quantized found = quantize(problem.width, packed.chunks, norm, largest, kLeastScale, packed_value, out);
-      tile_norm = fmax(tile_norm, found.norm);
-      tile_residual = fmax(tile_residual, found.residual);
       offset = !bounded ? NAN : problem.moves_queries() ? 0.5 * square : row_offset(problem, row);
       scale = norm > 0.0 ? found.scale : 0.0;  // any scale is right for zeros: they get the unit in finish_rows_kernel
-      if (team_lane() == 0) {
-        raise(&packed.units->scale, found.scale);
-        raise(&packed.units->norm, norm);
-        if (bounded && norm > 0.0) raise(&packed.units->offset, fabs(offset) / found.scale);
-      }
+      const double unit_offset = bounded && norm > 0.0 ? fabs(offset) / found.scale : 0.0;
+      own.add({found.norm, found.residual, found.scale, norm, unit_offset});
     } else {
       quantize(problem.width, packed.chunks, 0.0, 0.0, kLeastScale, [](std::size_t) { return 0.0; }, out);
     }
@@ -156,23 +166,20 @@ __global__ void pack_rows_kernel(Problem problem, Rows rows, PackedRows packed) 
       packed.offset[tile * kTileVectors + place] = offset;
     }
   }
-  if (team_lane() == 0) {
-    norms[team_of_block()] = tile_norm;
-    residuals[team_of_block()] = tile_residual;
-  }
+  if (team_lane() == 0) maxima[team_of_block()] = own;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (unsigned team = 1; team < teams_in_block(); ++team) {
-    tile_norm = fmax(tile_norm, norms[team]);
-    tile_residual = fmax(tile_residual, residuals[team]);
-  }
-  packed.tile_norm[tile] = above(tile_norm);
-  packed.tile_residual[tile] = above(tile_residual);
+  for (unsigned team = 1; team < teams_in_block(); ++team) own.add(maxima[team]);
+  packed.tile_norm[tile] = above(own.norm);
+  packed.tile_residual[tile] = above(own.residual);
+  raise(&packed.units->scale, own.unit_scale);
+  raise(&packed.units->norm, own.unit_norm);
+  raise(&packed.units->offset, own.unit_offset);
 }
 
 // Zero vectors get the largest scale; so may have a larger offset by it than any other.
 __global__ void zero_rows_kernel(PackedRows packed) {
-  const std::size_t at = blockIdx.x * blockDim.x + threadIdx.x;
+  const std::size_t at = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x;
   if (at >= packed.tiles * kTileVectors || packed.scale[at] != 0.0) return;
   const double scale = as_double(packed.units->scale);
   packed.scale[at] = scale;
@@ -180,7 +187,7 @@ __global__ void zero_rows_kernel(PackedRows packed) {
 }
 
 __global__ void finish_rows_kernel(Problem problem, PackedRows packed) {
-  const std::size_t at = blockIdx.x * blockDim.x + threadIdx.x;
+  const std::size_t at = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x;
   if (at >= packed.tiles * kTileVectors) return;
   const double unit = as_double(packed.units->offset);
   const double offset = packed.offset[at];
@@ -193,7 +200,7 @@ __global__ void finish_rows_kernel(Problem problem, PackedRows packed) {
 }
 
 __global__ void convert_queries_kernel(Metric metric, Rows queries, double* values, double* sq_norms) {
-  const std::size_t q = blockIdx.x * teams_in_block() + team_of_block();
+  const std::size_t q = blockIdx.x * static_cast<std::size_t>(teams_in_block()) + team_of_block();
   if (q >= queries.count) return;
   const CanonicalRow row(queries, q, metric);
   for (std::size_t i = team_lane(); i < queries.dim; i += kTeam) values[q * queries.dim + i] = row(i);
@@ -203,7 +210,7 @@ __global__ void convert_queries_kernel(Metric metric, Rows queries, double* valu
 
 __global__ void pack_queries_kernel(Problem problem, CanonicalQueries canonical, PackedRows rows, const Key* best,
                                     std::size_t k, PackedQueries packed) {
-  const std::size_t q = blockIdx.x * teams_in_block() + team_of_block();
+  const std::size_t q = blockIdx.x * static_cast<std::size_t>(teams_in_block()) + team_of_block();
   if (q >= (packed.count + kTileVectors - 1) / kTileVectors * kTileVectors) return;
   std::int8_t* out = packed.values + (q / kTileVectors * rows.chunks * kTileVectors + q % kTileVectors) * kChunk;
   if (q >= packed.count) {

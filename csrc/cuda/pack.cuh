@@ -19,6 +19,14 @@ struct PackedQueries {
   std::int8_t* values;  // [tile][chunk][vector][64]
   QueryState* states;   // (count,)
   QueryBound* bounds;   // (tiles * 128,); those past `count` let nothing pass
+
+  PackedQueries() = default;
+  PackedQueries(std::size_t count, std::size_t width, Carver& memory) : count(count) {
+    const std::size_t places = (count + kTileVectors - 1) / kTileVectors * kTileVectors;
+    values = memory.take<std::int8_t>(places * ((width + kChunk - 1) / kChunk) * kChunk);
+    states = memory.take<QueryState>(count);
+    bounds = memory.take<QueryBound>(places);
+  }
 };
 
 // `best` holds the k best keys of earlier pieces for every query, sorted.

@@ -50,22 +50,36 @@ __device__ inline double row_offset(const Problem& problem, const Row& row) {
 
 __device__ inline double with_ties(double cost) { return cost + fabs(cost) * 0x1p-21 + 1e-44; }
 
-// No pair of a higher cost has a canonical distance, as rounded, of `distance` or better.
-__device__ inline double highest_cost(Metric metric, float distance) {
-  const double value = distance;
+// The cost of a distance; the other way round, distances of a cost are off by roundings, for which the two functions below make
+// room.
+__device__ inline double cost_of(Metric metric, double distance) {
   switch (metric) {
     case Metric::kSqEuclidean:
     case Metric::kGaussianW2:
-      return with_ties(0.5 * value);
-    case Metric::kEuclidean: {
-      const double above = value + (value * 0x1p-22 + 0x1p-149);
-      return with_ties(0.5 * above * above);
-    }
+      return 0.5 * distance;
+    case Metric::kEuclidean:
+      return 0.5 * distance * distance;
     case Metric::kInnerProduct:
-      return with_ties(-value);
+      return -distance;
     default:
-      return with_ties(value);
+      return distance;
   }
+}
+
+// What rounding to fp32 and back may move a distance by, where the metric is a root.
+__device__ inline double root_room(Metric metric, double distance) {
+  return metric == Metric::kEuclidean ? distance * 0x1p-22 + 0x1p-149 : 0.0;
+}
+
+// No pair of a lower cost has a canonical distance, as rounded, of `distance` or worse.
+__device__ inline double lowest_cost(Metric metric, float distance) {
+  const double lowest = cost_of(metric, distance - root_room(metric, distance));
+  return lowest - fabs(lowest) * 0x1p-21 - 1e-44;
+}
+
+// No pair of a higher cost has a canonical distance, as rounded, of `distance` or better.
+__device__ inline double highest_cost(Metric metric, float distance) {
+  return with_ties(cost_of(metric, distance + root_room(metric, distance)));
 }
 
 // Rounds up to fp32; for magnitudes.

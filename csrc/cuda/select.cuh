@@ -12,6 +12,36 @@ inline constexpr unsigned kDigitBits = 8;
 inline constexpr unsigned kBins = 1u << kDigitBits;
 inline constexpr unsigned kSortKeys = 2048;  // that are sorted in shared memory
 
+// The bin that the rank-th smallest word is in, and how many words are in bins before it. By the first warp of a block.
+__device__ inline void choose_bin(const unsigned* bins, std::size_t rank, unsigned& chosen, std::size_t& before) {
+  constexpr unsigned kShare = kBins / kWarp;
+  std::size_t own = 0;
+  for (unsigned i = 0; i < kShare; ++i) own += bins[threadIdx.x * kShare + i];
+  std::size_t below = own;
+  for (unsigned step = 1; step < kWarp; step *= 2) {
+    const std::size_t other = __shfl_up_sync(kAllLanes, below, step);
+    if (threadIdx.x >= step) below += other;
+  }
+  std::size_t seen = below - own;
+  if (seen >= rank || rank > below) return;
+  unsigned bin = threadIdx.x * kShare;
+  while (seen + bins[bin] < rank) seen += bins[bin++];
+  chosen = bin;
+  before = seen;
+}
+
+// Whether a word agrees with what is known of the chosen one: all digits above the one at `shift`. (Two shifts: one by the
+// width of the word is undefined.)
+template <class Word>
+__device__ inline bool agrees(Word word, Word prefix, int shift) {
+  return ((word ^ prefix) >> shift) >> kDigitBits == 0;
+}
+
+template <class Word>
+__device__ inline unsigned digit(Word word, int shift) {
+  return static_cast<unsigned>(word >> shift) % kBins;
+}
+
 // The rank-th smallest (1 is the smallest) of n words; value(i) gives word i. Radix selection, the highest digit first.
 template <class Word, class Value>
 __device__ Word block_select(std::size_t n, std::size_t rank, Value value) {
@@ -25,27 +55,10 @@ __device__ Word block_select(std::size_t n, std::size_t rank, Value value) {
     __syncthreads();
     for (std::size_t i = threadIdx.x; i < n; i += blockDim.x) {
       const Word word = value(i);
-      // Of those that agree in all higher digits. (Two shifts: one by the width of the word is undefined.)
-      if (((word ^ prefix) >> shift) >> kDigitBits == 0) atomicAdd(&bins[static_cast<unsigned>(word >> shift) % kBins], 1u);
+      if (agrees(word, prefix, shift)) atomicAdd(&bins[digit(word, shift)], 1u);
     }
     __syncthreads();
-    if (threadIdx.x < kWarp) {
-      constexpr unsigned kShare = kBins / kWarp;
-      unsigned own = 0;
-      for (unsigned i = 0; i < kShare; ++i) own += bins[threadIdx.x * kShare + i];
-      unsigned below = own;
-      for (unsigned step = 1; step < kWarp; step *= 2) {
-        const unsigned other = __shfl_up_sync(kAllLanes, below, step);
-        if (threadIdx.x >= step) below += other;
-      }
-      std::size_t seen = below - own;
-      if (seen < rank && rank <= below) {
-        unsigned bin = threadIdx.x * kShare;
-        while (seen + bins[bin] < rank) seen += bins[bin++];
-        chosen = bin;
-        before = seen;
-      }
-    }
+    if (threadIdx.x < kWarp) choose_bin(bins, rank, chosen, before);
     __syncthreads();
     prefix |= static_cast<Word>(chosen) << shift;
     rank -= before;
@@ -86,6 +99,16 @@ __device__ inline std::size_t rank_of(const Key* keys, std::size_t n, Key key) {
   return low;
 }
 
+// Where key i goes when sorted runs of n different keys are merged pairwise: it finds its place by bisection of the other run.
+__device__ inline std::size_t merged_place(const Key* keys, std::size_t n, std::size_t run, std::size_t i) {
+  const std::size_t own = i / run * run;
+  const std::size_t pair = i / (2 * run) * (2 * run);
+  const std::size_t other = own == pair ? pair + run : pair;
+  const std::size_t other_end = other + run < n ? other + run : n;
+  const std::size_t ahead = other < n ? rank_of(keys + other, other_end - other, keys[i]) : 0;
+  return pair + (i - own) + ahead;
+}
+
 __device__ inline unsigned power_of_two_above(std::size_t n) {
   unsigned size = 2;
   while (size < n) size *= 2;
@@ -93,7 +116,7 @@ __device__ inline unsigned power_of_two_above(std::size_t n) {
 }
 
 // Sorts n different keys, none of them kNoKey; `scratch` is as long and is used from kSortKeys on. Tiles are sorted in shared
-// memory, then merged pairwise, every key finding its place by bisection of the other run.
+// memory, then merged pairwise.
 __device__ inline void block_sort(Key* keys, Key* scratch, std::size_t n) {
   __shared__ Key tile[kSortKeys];
   for (std::size_t begin = 0; begin < n; begin += kSortKeys) {
@@ -108,14 +131,7 @@ __device__ inline void block_sort(Key* keys, Key* scratch, std::size_t n) {
   Key* from = keys;
   Key* to = scratch;
   for (std::size_t run = kSortKeys; run < n; run *= 2) {
-    for (std::size_t i = threadIdx.x; i < n; i += blockDim.x) {
-      const std::size_t own = i / run * run;
-      const std::size_t pair = i / (2 * run) * (2 * run);
-      const std::size_t other = own == pair ? pair + run : pair;
-      const std::size_t other_end = other + run < n ? other + run : n;
-      const std::size_t ahead = other < n ? rank_of(from + other, other_end - other, from[i]) : 0;
-      to[pair + (i - own) + ahead] = from[i];
-    }
+    for (std::size_t i = threadIdx.x; i < n; i += blockDim.x) to[merged_place(from, n, run, i)] = from[i];
     __syncthreads();
     Key* const swap = from;
     from = to;

@@ -172,6 +172,7 @@ class Search:
         metric: Distance; the gaussian ones compare packed posteriors [mean | logvar].
         exclude_self: The queries are the database, and query i must not find row i.
         out: .npz file to write: distances float32 (Q, k) and indices int64 (Q, k).
+        device: cpu, or cuda, cuda:1, …: the database is streamed to it.
         threads: CPU threads; by default all cores.
         json: Print distances and indices as JSON; where no row is left, the distance is null and the index -1.
     """
@@ -182,6 +183,7 @@ class Search:
     metric: Metric = "sqeuclidean"
     exclude_self: bool = False
     out: Path | None = None
+    device: str = "cpu"
     threads: int | None = None
     json: bool = False
 
@@ -193,14 +195,8 @@ class Search:
         if self.out is not None and self.out.suffix != ".npz":
             raise InputError(f"--out {self.out}: hits are written as a .npz file")
         try:
-            hits = retrieval.search(
-                read_array(self.queries),
-                str(self.database),
-                self.k,
-                metric=self.metric,
-                exclude="self" if self.exclude_self else None,
-                threads=self.threads,
-            )
+            index = retrieval.FlatIndex(str(self.database), self.metric, self.device, threads=self.threads)
+            hits = index.search(read_array(self.queries), self.k, exclude="self" if self.exclude_self else None)
         except ValueError as error:  # the engine's own limit on the number of rows is no InputError
             raise InputError(str(error)) from error
         if self.out is not None:

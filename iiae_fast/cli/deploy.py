@@ -67,6 +67,7 @@ class Export:
         graphs: Which ones.
         to: onnx; or engines too, by tensorrt (for the GPU of this machine) or tensorrt-rtx (for GPUs that need not be there).
         inspect: Instead of a run: an engine to describe, layer by layer. Nothing of it is run.
+        compare: Instead of a run: two files of one graph, ONNX or engine, that Polygraphy runs on the same random inputs.
         out: Directory to write GRAPH.onnx, GRAPH.plan and parity.json to; by default RUN/onnx.
         precision: Of weights and activations; int8 is calibrated on training pairs, and without --to for graphs that encode;
             fp8 is for engines.
@@ -84,6 +85,7 @@ class Export:
     graphs: tuple[GraphName, ...] = DEFAULT_GRAPHS
     to: Target = "onnx"
     inspect: Annotated[Path | None, tyro.conf.arg(metavar="ENGINE")] = None
+    compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="REFERENCE OTHER")] = None
     out: Path | None = None
     precision: Precision = "fp32"
     input: Literal["float32", "uint8"] = "float32"
@@ -97,23 +99,39 @@ class Export:
 
     def run(self) -> int:
         """Export, verify, print."""
-        if (self.run_dir is None) == (self.inspect is None):
-            raise InputError("give either a run directory, iiae export RUN, or an engine, iiae export --inspect ENGINE")
-        if self.run_dir is None:
-            return self._inspect()
+        if sum(given is not None for given in (self.run_dir, self.inspect, self.compare)) != 1:
+            raise InputError(
+                "give either a run directory, iiae export RUN, or an engine, iiae export --inspect ENGINE, or two files, "
+                "iiae export --compare REFERENCE OTHER"
+            )
+        if self.inspect is not None:
+            return self._inspect(self.inspect)
+        if self.compare is not None:
+            return self._compare(*self.compare)
+        assert self.run_dir is not None
         self._check_options()
         return self._export(self.run_dir)
 
-    def _inspect(self) -> int:
+    def _inspect(self, path: Path) -> int:
         from iiae_fast import export
         from iiae_fast.cli import engines
 
-        assert self.inspect is not None
-        info = export.inspect_engine(self.inspect)
+        info = export.inspect_engine(path)
         if self.json:
             print_json(engines.describe(info))
         else:
             engines.inspect(info)
+        return 0
+
+    def _compare(self, reference: Path, other: Path) -> int:
+        from iiae_fast import export
+        from iiae_fast.cli import engines
+
+        found = export.compare(reference, other)
+        if self.json:
+            print_json({"outputs": [dataclasses.asdict(difference) for difference in found]})
+        else:
+            engines.show_differences(reference, other, found)
         return 0
 
     def _check_options(self) -> None:

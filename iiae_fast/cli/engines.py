@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["build_engines", "describe", "inspect", "show_engines"]
+__all__ = ["build_engines", "describe", "inspect", "show_differences", "show_engines"]
 
 import dataclasses
 from collections import Counter
@@ -15,7 +15,7 @@ from iiae_fast.cli.output import spans, table
 if TYPE_CHECKING:
     import numpy as np
 
-    from iiae_fast.export import EngineInfo
+    from iiae_fast.export import EngineInfo, OutputDifference
     from iiae_fast.export.flavors import FlavorName
     from iiae_fast.model import IIAE
 
@@ -92,6 +92,22 @@ def show_engines(found: Sequence[Mapping[str, Any]]) -> None:
     table(found[0]["reason"], columns, rows)
     for reason in dict.fromkeys(engine["not_run"] for engine in found if engine["not_run"]):
         print(f"not run here: {reason}")
+
+
+def show_differences(reference: Path, other: Path, found: Sequence[OutputDifference]) -> None:
+    """Print what ``export.compare`` found."""
+    rows = [
+        (
+            one.output,
+            f"{one.max_absolute_error:.1e}",
+            f"{one.mean_absolute_error:.1e}",
+            f"{one.max_relative_error:.1e}",
+            f"{one.tolerance:g}",
+        )
+        for one in found
+    ]
+    columns = ("output", ">largest difference", ">mean", ">relative error", ">accepted")
+    table(f"{other} against {reference}, by Polygraphy", columns, rows)
 
 
 def inspect(info: EngineInfo) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Block", "Database"]
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Block", "Database", "forget_pages"]
 
 import mmap
 from collections.abc import Iterator
@@ -154,7 +154,7 @@ class Database:
                 array = _C.lift(array, self.dtype, self.metric, threads)
             yield Block(start, array, self.engine_dtype)
             del array
-            _forget_pages(mapped)
+            forget_pages(mapped)
 
 
 def _check_lifted(array: NDArray[Any], metric: str, threads: int) -> None:
@@ -177,7 +177,7 @@ def _check_lifted(array: NDArray[Any], metric: str, threads: int) -> None:
     check_values(array[:, : 2 * half], "float64", metric, "database", 0, threads)
 
 
-def _forget_pages(mapped: Any) -> None:
+def forget_pages(mapped: Any) -> None:
     """Take a mapped file's pages out of this process again; they are read anew if they are touched."""
     mapping = getattr(mapped, "_mmap", None)
     # Pages of a private mapping (mode "c") may hold the caller's changes, which this would discard.

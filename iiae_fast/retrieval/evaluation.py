@@ -72,7 +72,8 @@ def evaluate(
         exclude: ``(Q,)`` integers, one row for every query that its ranking leaves out (-1 for none), or ``"self"``.
         threads: As in ``FlatIndex``.
         memory_limit: As in ``FlatIndex``.
-        workspace_limit: As in ``FlatIndex``; one query takes 8 bytes for every row, and 20 more for every one relevant to it.
+        workspace_limit: As in ``FlatIndex``; one query takes an eighth of a byte for every row, and 36 bytes for every one
+            relevant to it.
 
     Returns:
         ``"recall@k"``, ``"precision@k"``, ``"map@k"`` for every k, and ``"map@all"``, as fractions.
@@ -112,13 +113,14 @@ def _evaluate_on_device(
     memory_limit: int,
     workspace_limit: int,
 ) -> dict[str, float]:
-    from iiae_fast.retrieval.device import DeviceDatabase, find_device
+    from iiae_fast.retrieval import device
+    from iiae_fast.retrieval.device_database import DeviceDatabase
 
     base = DeviceDatabase(
         database,
         metric,
         threads,
-        find_device(queries, database),
+        device.find_device(queries, database),
         copy=False,
         memory_limit=memory_limit,
         workspace_limit=workspace_limit,
@@ -130,7 +132,7 @@ def _evaluate_on_device(
     )
     excluded = None if exclude is None else as_row_ids(exclude, "exclude", count, len(base))
     names = [f"{measure}@{k}" for k in cutoffs for measure in ("recall", "precision", "map")] + ["map@all"]
-    return dict(zip(names, base.evaluate(queries, *codes, excluded, cutoffs, threads)))
+    return dict(zip(names, device.evaluate(base, queries, *codes, excluded, cutoffs, threads)))
 
 
 def paired_recall(
@@ -176,9 +178,10 @@ def _check_pairs(x: int, y: int, k: int) -> None:
 
 
 def _paired_recall_on_device(x: ArrayLike, y: ArrayLike, k: int, metric: str, threads: int) -> dict[str, float]:
-    from iiae_fast.retrieval.device import DeviceDatabase, find_device
+    from iiae_fast.retrieval import device
+    from iiae_fast.retrieval.device_database import DeviceDatabase
 
-    device = find_device(x, y)
+    runtime = device.find_device(x, y)
     _check_pairs(len(x), len(y), k)
     pairs = np.arange(len(x), dtype=np.int64)
 
@@ -187,12 +190,12 @@ def _paired_recall_on_device(x: ArrayLike, y: ArrayLike, k: int, metric: str, th
             rows,
             metric,
             threads,
-            device,
+            runtime,
             copy=False,
             memory_limit=DEFAULT_MEMORY_LIMIT,
             workspace_limit=DEFAULT_WORKSPACE_LIMIT,
         )
-        return base.evaluate(queries, pairs, pairs, None, [k], threads)[0]
+        return device.evaluate(base, queries, pairs, pairs, None, [k], threads)[0]
 
     return {"x_to_y": recall(x, y), "y_to_x": recall(y, x)}
 

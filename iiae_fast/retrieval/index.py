@@ -35,7 +35,7 @@ from iiae_fast.retrieval.inputs import (
 )
 
 if TYPE_CHECKING:
-    from iiae_fast.retrieval.device import DeviceDatabase
+    from iiae_fast.retrieval.device_database import DeviceDatabase
 
 DEFAULT_WORKSPACE_LIMIT = 1 << 30
 
@@ -57,7 +57,8 @@ class FlatIndex:
 
     Args:
         database: ``(N, D)`` numpy array or torch tensor of fp32, fp16, bf16, fp64, uint8 or int8, any strides; it is copied. A
-            ``.npy`` path or a ``np.memmap`` is not: it is streamed from disk in every search.
+            ``.npy`` path or a ``np.memmap`` is not: it is streamed from disk in every search; nor, on a CUDA device, is a
+            tensor in pinned host memory.
         metric: ``"sqeuclidean"``, ``"euclidean"``, ``"cosine"`` (1 - cos; a zero vector has distance 1 to everything),
             ``"inner_product"`` (largest first), or, over packed posteriors ``[mean | logvar]``, ``"gaussian_kl"``
             (KL(query ‖ row) in nats) and ``"gaussian_w2"`` (squared 2-Wasserstein distance). Log-variances are clamped to
@@ -66,8 +67,10 @@ class FlatIndex:
             device memory, results are the same. Tensors given to it must be on that device; numpy arrays are copied there.
         threads: Default number of threads; None means ``IIAE_NUM_THREADS`` or all cores this process may use.
         memory_limit: Bytes that one block of a streamed database may take.
-        workspace_limit: Bytes of device memory that a search may take beside the rows and its results; with less, it takes
-            fewer queries at a time.
+        workspace_limit: Bytes of device memory that everything may take beside the rows, the results, and copies of arguments
+            that are not on the device: the rows packed for scans (a byte for every value, in steps of 64 values, and 24 bytes a
+            row), the blocks of a streamed database, and a workspace for each stream that searches. With less, a search takes
+            fewer queries or rows at a time, and packs the rows anew every time if they take more than 7/8 of it.
 
     Raises:
         ValueError: Empty database, unknown metric, wrong dtype or shape, NaN or infinity (naming the first bad row), or a row
@@ -94,7 +97,8 @@ class FlatIndex:
             rows = as_rows(database, "database", metric)
             self._database = Database(rows, metric, workers, copy=True, memory_limit=limit)
             return
-        from iiae_fast.retrieval.device import DeviceDatabase, resolve
+        from iiae_fast.retrieval.device_database import DeviceDatabase
+        from iiae_fast.retrieval.runtime import resolve
 
         self._database = DeviceDatabase(
             database, metric, workers, resolve(device), copy=True, memory_limit=limit, workspace_limit=room
@@ -160,7 +164,9 @@ class FlatIndex:
         """
         workers = as_threads(self._threads if threads is None else threads)
         if not isinstance(self._database, Database):
-            return Hits(*self._database.search(queries, as_count(k, "k"), allowed, exclude, workers))
+            from iiae_fast.retrieval import device
+
+            return Hits(*device.search(self._database, queries, as_count(k, "k"), allowed, exclude, workers))
         return _search(self._database, as_rows(queries, "queries", self.metric), k, allowed, exclude, workers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -188,7 +194,8 @@ class FlatIndex:
         if str(device) == "cpu":
             index._database = storage.load(path, workers)
         else:
-            from iiae_fast.retrieval.device import DeviceDatabase, resolve
+            from iiae_fast.retrieval.device_database import DeviceDatabase
+            from iiae_fast.retrieval.runtime import resolve
 
             found = resolve(device)
             index._database = DeviceDatabase.restore(storage.load(path, workers), workers, found, room)
@@ -217,13 +224,14 @@ def search(
     workers = as_threads(threads)
     limit, room = as_count(memory_limit, "memory_limit"), as_count(workspace_limit, "workspace_limit")
     if has_device_tensors(queries, database):
-        from iiae_fast.retrieval.device import DeviceDatabase, find_device
+        from iiae_fast.retrieval import device
+        from iiae_fast.retrieval.device_database import DeviceDatabase
 
-        device = find_device(queries, database)
+        runtime = device.find_device(queries, database)
         base = DeviceDatabase(
-            database, metric, workers, device, copy=False, memory_limit=limit, workspace_limit=room, stream=True
+            database, metric, workers, runtime, copy=False, memory_limit=limit, workspace_limit=room, stream=True
         )
-        return Hits(*base.search(queries, as_count(k, "k"), allowed, exclude, workers))
+        return Hits(*device.search(base, queries, as_count(k, "k"), allowed, exclude, workers))
     rows = as_rows(database, "database", metric)
     query_rows = as_rows(queries, "queries", metric)
     return _search(Database(rows, metric, workers, copy=False, memory_limit=limit), query_rows, k, allowed, exclude, workers)

@@ -45,7 +45,7 @@ Metric = Literal["sqeuclidean", "euclidean", "cosine", "inner_product", "gaussia
 METRICS: tuple[str, ...] = get_args(Metric)
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
 MAX_THREADS = 4096
-DEVICE_TYPE = "cuda"  # of tensors that are searched where they lie; others are copied to the CPU
+device_type = "cuda"  # of tensors that are searched where they lie; others are copied to the CPU (see runtime.replace)
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,9 @@ def as_labels(values: object, name: str, count: int) -> NDArray[Any]:
 def has_device_tensors(*values: object) -> bool:
     """Whether any value is a tensor in the memory of a device that has an engine here."""
     torch = sys.modules.get("torch")
-    if torch is None or (DEVICE_TYPE == "cuda" and not hasattr(_C, "cuda")):
+    if torch is None or (device_type == "cuda" and not hasattr(_C, "cuda")):
         return False
-    return any(isinstance(value, torch.Tensor) and value.device.type == DEVICE_TYPE for value in values)
+    return any(isinstance(value, torch.Tensor) and value.device.type == device_type for value in values)
 
 
 def like_queries(queries: Rows, *arrays: NDArray[Any]) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ class ShardedIndex:
         local_rows: ``(n, D)`` rows of this rank; n may differ between ranks and may be 0.
         process_group: None means the default group, which must be initialized.
         metric: As in ``FlatIndex``.
+        device: Where this rank keeps and searches its rows, as in ``FlatIndex``; ranks may differ. Results meet on the CPU.
         threads: As in ``FlatIndex``; note that ranks on one machine share its cores.
 
     Raises:
@@ -39,6 +40,7 @@ class ShardedIndex:
         process_group: dist.ProcessGroup | None = None,
         metric: str = "sqeuclidean",
         *,
+        device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         self.metric = metric
@@ -50,7 +52,7 @@ class ShardedIndex:
             rows = as_rows(local_rows, "local_rows", metric)
             form, count = (rows.dim, rows.dtype, metric), len(rows)
             if count:
-                self._index = FlatIndex(local_rows, metric, threads=threads)
+                self._index = FlatIndex(local_rows, metric, device, threads=threads)
         except ValueError as refused:
             error = str(refused)
         reports = self._gather((error, form, count))

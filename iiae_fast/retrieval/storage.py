@@ -25,7 +25,7 @@ from iiae_fast.retrieval.database import Database
 from iiae_fast.retrieval.inputs import METRICS, Rows
 
 if TYPE_CHECKING:
-    from iiae_fast.retrieval.device import DeviceDatabase
+    from iiae_fast.retrieval.device_database import DeviceDatabase
 
 _MAGIC = b"IIAEFLAT"
 _VERSION = 1

@@ -20,6 +20,7 @@ from iiae_fast.config import ObjectiveConfig
 from iiae_fast.data.types import Gallery, PairedDataset
 from iiae_fast.errors import DataError
 from iiae_fast.model import IIAE
+from iiae_fast.retrieval import inputs
 from iiae_fast.training.losses import LossBuffer
 from iiae_fast.training.prefetch import DeviceBatch, prefetch
 
@@ -114,14 +115,15 @@ def evaluate(
     codes = encode(model, dataset)
     result: dict[str, Any] = {"chance": 1 / count, "pairs": count}
     for name, x, y in (("shared", codes.shared_x, codes.shared_y), ("exclusive", codes.exclusive_x, codes.exclusive_y)):
-        recalls = dict(retrieval.paired_recall(x, y, 1, metric, threads=torch.get_num_threads()))
+        x_codes, y_codes = _beside(model, x), _beside(model, y)
+        recalls = dict(retrieval.paired_recall(x_codes, y_codes, 1, metric, threads=torch.get_num_threads()))
         for k in ks:
             if k != 1:
-                found = retrieval.paired_recall(x, y, min(k, count), metric, threads=torch.get_num_threads())
+                found = retrieval.paired_recall(x_codes, y_codes, min(k, count), metric, threads=torch.get_num_threads())
                 recalls |= {f"{direction}@{k}": value for direction, value in found.items()}
         result[name] = recalls
         if model.config.family == "feature" and codes.labels is not None:
-            result[name]["by_class"] = _by_class(x, y, codes.labels, codes.labels, metric)
+            result[name]["by_class"] = _by_class(x_codes, y_codes, codes.labels, codes.labels, metric)
     return result
 
 
@@ -193,7 +195,15 @@ def _empty_codes(model: IIAE, count: int, labels: npt.NDArray[np.int64] | None) 
     return Codes(shared_x, shared_y, exclusive_x, exclusive_y, labels)
 
 
-def _by_class(x: Float32, y: Float32, x_labels: np.ndarray, y_labels: np.ndarray, metric: str) -> dict[str, dict[str, float]]:
+def _beside(model: IIAE, codes: Float32) -> Float32 | torch.Tensor:
+    """Codes where the model is, if that is a device that searches its own memory."""
+    device = next(model.parameters()).device
+    return torch.from_numpy(codes).to(device) if device.type == inputs.device_type else codes
+
+
+def _by_class(
+    x: Float32 | torch.Tensor, y: Float32 | torch.Tensor, x_labels: np.ndarray, y_labels: np.ndarray, metric: str
+) -> dict[str, dict[str, float]]:
     sides = {"x_to_y": (x, y, x_labels, y_labels), "y_to_x": (y, x, y_labels, x_labels)}
     result: dict[str, dict[str, float]] = {}
     for direction, (queries, database, query_labels, database_labels) in sides.items():
@@ -223,5 +233,7 @@ def _evaluate_gallery(model: IIAE, gallery: Gallery, metric: str) -> dict[str, A
     with _evaluating(model):
         for name, encoder in (("shared", model.encode_shared), ("exclusive", model.encode_exclusive)):
             x, y = codes(encoder, "x", gallery.x), codes(encoder, "y", gallery.y)
-            result[name] = {"by_class": _by_class(x, y, gallery.x_labels, gallery.y_labels, metric)}
+            result[name] = {
+                "by_class": _by_class(_beside(model, x), _beside(model, y), gallery.x_labels, gallery.y_labels, metric)
+            }
     return result

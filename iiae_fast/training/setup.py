@@ -55,7 +55,8 @@ def find_run(run_dir: Path, preset: Preset, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, or None to start anew.
 
     Raises:
-        ConfigError: The directory holds a run and ``resume`` is False, or that run has other settings.
+        ConfigError: The directory holds a run and ``resume`` is False, or that run has other settings or no checkpoint to its
+            model.
         CheckpointError: The checkpoint is truncated or altered.
     """
     if run_dir.exists() and not run_dir.is_dir():
@@ -68,12 +69,17 @@ def find_run(run_dir: Path, preset: Preset, resume: bool) -> Checkpoint | None:
     path = run_dir / CHECKPOINT_FILE
     if not path.exists():
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            # A run that was killed before its first checkpoint may have saved a model; it starts anew.
-            if (run_dir / name).exists() and not (run_dir / RUN_FILE).exists():
+            if not (run_dir / name).exists():
+                continue
+            if (run_dir / RUN_FILE).exists():  # runs save a checkpoint before any model, so it was removed
                 raise ConfigError(
-                    f"run_dir={run_dir}: holds a model ({name}) that no run here made, and training would replace it; "
-                    "give another directory"
+                    f"run_dir={run_dir}: holds the model of a run ({name}), but its checkpoint {CHECKPOINT_FILE} is missing, "
+                    "and to start anew would replace the model; put the checkpoint back, or give another directory"
                 )
+            raise ConfigError(
+                f"run_dir={run_dir}: holds a model ({name}) that no run here made, and training would replace it; "
+                "give another directory"
+            )
         return None
     checkpoint = load_checkpoint(path)
     _compare(run_dir, checkpoint.preset, preset)

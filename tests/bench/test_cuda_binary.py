@@ -18,27 +18,31 @@ def test_kernels_fit_their_registers_and_use_the_tensor_cores() -> None:
     targets = {one.target for one in usages}
     kernels = {one.kernel for one in usages}
     assert len(usages) == len(targets) * len(kernels)
-    assert {f"scan_kernel<{q}Queries, {how}>" for q in ("Few", "Many") for how in ("resident", "staged")} <= kernels
+    products = {"scan_kernel<8 queries, ": 2, "scan_kernel<128 queries, ": 32, "count_kernel<": 8}
+    assert {name + how for name in products for how in ("resident>", "staged>")} <= kernels
     for one in usages:
-        if one.kernel.startswith("scan_kernel"):
-            assert one.registers <= 128  # two blocks of 256 threads share a multiprocessor
-            assert one.products in ((2,) if "Few" in one.kernel else (32,))
+        for name, number in products.items():
+            if one.kernel.startswith(name):
+                assert one.registers <= 128  # two blocks of 256 threads share a multiprocessor
+                assert one.products == number
 
 
 def test_problems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = cuda_binary.Usage("scan_kernel<FewQueries, staged>", "sm_80", 64, 0, 7168, 2, 24)
+    good = cuda_binary.Usage("scan_kernel<8 queries, staged>", "sm_80", 64, 0, 7168, 2, 24)
+    other = good._replace(kernel="count_kernel<staged>")
     monkeypatch.setattr(cuda_binary, "ptx_targets", lambda: ["sm_120"])
-    assert cuda_binary.problems([good]) == []
+    assert cuda_binary.problems([good, other]) == []
     for bad, message in (
         (good._replace(stack=8), "8 bytes of registers on the stack"),
         (good._replace(products=0), "0 IMMA"),
         (good._replace(copies=0), "0 LDGSTS"),
-        (good._replace(kernel="other_kernel"), "no scan kernel"),
+        (good._replace(kernel="other_kernel"), "no scan_kernel"),
     ):
-        (line,) = cuda_binary.problems([bad])
+        (line,) = cuda_binary.problems([bad, other])
         assert message in line
     monkeypatch.setattr(cuda_binary, "ptx_targets", list)
-    assert cuda_binary.problems([good]) == ["there is no PTX"]
+    assert cuda_binary.problems([good, other]) == ["there is no PTX"]
+    assert cuda_binary.problems([good]) == ["there is no count_kernel", "there is no PTX"]
 
 
 def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("faiss", reason="faiss is not installed; pip install faiss-cpu")
 
+from iiae_fast import _C
 from iiae_fast.bench.registry import Ready, Settings, Unavailable
 from iiae_fast.bench.retrieval import cases, main
-from iiae_fast.retrieval import device
 
 
 def test_every_contestant_passes_the_gate_and_wrong_ids_do_not() -> None:
@@ -27,7 +27,7 @@ def test_every_contestant_passes_the_gate_and_wrong_ids_do_not() -> None:
 
 def test_on_a_gpu_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report says why there is no figure. (With the engine, its cases are tested where it is.)"""
-    monkeypatch.setattr(device, "_ENGINE", None)
+    monkeypatch.delattr(_C, "cuda", raising=False)
     (case,) = cases(Settings(device="cuda"))
     with pytest.raises(Unavailable, match="built without its CUDA engine"):
         case.contestants[0].make()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import output_of, refuse, succeed
+from emulation.runtime import emulate
 from PIL import Image
 from tiny_run import tiny_preset
 
@@ -99,6 +100,14 @@ class TestEmbedAndSearch:
         succeed(*options)
         assert f"{expected.indices[6, 3]}  {expected.distances[6, 3]:.6g}" in capsys.readouterr().out
 
+    def test_search_on_a_device(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = np.random.default_rng(0).standard_normal((50, 6), dtype=np.float32)
+        np.save(tmp_path / "d.npy", rows)
+        with emulate() as device:
+            found = output_of(capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "3", "--device", "cuda")
+            assert device.sizes  # it was there
+        assert found["indices"] == retrieval.search(rows, rows, 3).indices.tolist()
+
     def test_search_can_leave_out_the_query_itself(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.save(tmp_path / "d.npy", np.arange(10, dtype=np.float32)[:, None])
         found = output_of(capsys, "search", tmp_path / "d.npy", tmp_path / "d.npy", "--k", "1", "--exclude-self")
@@ -123,6 +132,7 @@ class TestEmbedAndSearch:
             (("--threads", "0"), "threads=0"),
             (("--threads", "1000000000000"), "threads=1000000000000: accepted is a whole number from 1 to 4,096"),
             (("--out", "x.npy"), "--out x.npy"),
+            (("--device", "warp"), "device='warp': accepted are 'cpu' and 'cuda'"),
         ],
     )
     def test_bad_searches_are_refused(

@@ -51,7 +51,7 @@ class TestEngines:
         succeed("export", run_dir, "--graphs", "shared_x", "--to", "tensorrt-rtx", "--precision", "bf16", "--samples", "9")
         printed = capsys.readouterr().out
         assert "TensorRT-RTX" in printed
-        assert "2 bf16" in printed  # layers
+        assert "2 float" in printed  # layers: the first and the last of an encoder stay float32
         small = ("--precision", "int8", "--samples", "9", "--calibration", "9")
         succeed("export", run_dir, "--graphs", "exclusive_x", "--to", "tensorrt-rtx", *small)
         assert "1 int8, 1 float" in capsys.readouterr().out
@@ -60,7 +60,7 @@ class TestEngines:
         printed = capsys.readouterr().out
         assert f"{engine}: spatial shared_x bf16" in printed.replace("\n", "")
         assert "batches: 1 to 256, tuned for 16" in printed
-        for word in ("convolution", "bf16", "layers of the network", "kernels they became"):
+        for word in ("convolution", "layers of the network", "kernels they became"):
             assert word in printed
         values = output_of(capsys, "export", "--inspect", engine)
         written = json.loads(engine.with_name("shared_x.plan.json").read_text())
@@ -85,9 +85,32 @@ def test_options_that_do_not_go_together(run_dir: Path, capsys: pytest.CaptureFi
     for arguments, message in [
         ((), "give either a run directory, iiae export RUN, or an engine"),
         ((run_dir, "--inspect", "a.plan"), "give either a run directory, iiae export RUN, or an engine"),
+        ((run_dir, "--compare", "a.onnx", "b.plan"), "give either a run directory, iiae export RUN, or an engine"),
         (("--inspect", "absent.plan"), "absent.plan: no such file"),
+        (("--compare", "absent.onnx", "b.plan"), "absent.onnx: no such file"),
         ((run_dir, "--batch", 1, 2, 4), "--batch is of engines: give --to tensorrt or --to tensorrt-rtx too"),
         ((run_dir, "--targets", "SM80"), "--targets is of engines"),
         ((run_dir, "--precision", "fp8"), "--precision fp8 is of engines"),
     ]:
         assert message in refuse(capsys, "export", *arguments)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("polygraphy") is None, reason="polygraphy: pip install 'iiae_fast[compare]'")
+def test_two_files(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for precision in ("fp32", "fp16"):
+        succeed(
+            "export", run_dir, "--graphs", "shared_x", "--samples", "2", "--precision", precision, "--out", tmp_path / precision
+        )
+    files = [tmp_path / precision / "shared_x.onnx" for precision in ("fp32", "fp16")]
+    capsys.readouterr()
+    succeed("export", "--compare", *files)
+    printed = capsys.readouterr().out
+    assert "by Polygraphy" in printed
+    assert "0.02" in printed
+    (difference,) = output_of(capsys, "export", "--compare", *files)["outputs"]
+    assert difference["output"] == "z_s"
+    assert 0 < difference["max_relative_error"] < difference["tolerance"] == 0.02
+    if not torch.cuda.is_available() and importlib.util.find_spec("tensorrt_rtx") is not None:
+        engine = export.build_tensorrt(files[1], tmp_path / "shared_x.plan", flavor="tensorrt-rtx").path
+        assert "an engine runs on a GPU, and torch" in refuse(capsys, "export", "--compare", files[1], engine)

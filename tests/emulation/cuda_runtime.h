@@ -19,6 +19,7 @@
 #define __host__
 #define __shared__ static  // one block runs at a time
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 #define __align__(n) alignas(n)
 
 struct dim3 {
@@ -121,6 +122,12 @@ template <class T>
 T atomicMin(T* at, T value) {
   return std::exchange(*at, std::min(*at, value));
 }
+
+template <class T>
+T atomicOr(T* at, T value) {
+  return std::exchange(*at, *at | value);
+}
+inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
 
 inline double __longlong_as_double(long long bits) { return std::bit_cast<double>(bits); }
 inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }

@@ -1,4 +1,11 @@
-"""The adapter to TensorRT calls what both flavors have: each attribute that it touches, by class, with TensorRT's page."""
+"""The adapter to TensorRT calls what both flavors have: each attribute that it touches, by class, with TensorRT's page.
+
+What was seen of the pages, as excerpts: in their version for TensorRT 11, Builder.html (11.0.0: STRONGLY_TYPED is
+deprecated, kept and ignored, since networks always are), ExecutionContext.html and OptimizationProfile.html (11.4.0),
+and IBuilderConfig in the C++ reference of 11.4.1; as "latest", which names no version, TimingCache.html, Logger.html
+and pyOnnx.html; under the same paths in earlier versions, Network.html (10.8.0), Engine.html (10.0.1), and
+LayerBase.html and Runtime.html of TensorRT-RTX 1.0.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +19,24 @@ def make() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(rng.normal(size=(41, 4)) * 2).astype(np.float32), np.rint(rng.normal(size=(6, 4)) * 2).astype(np.float32)
 
 
-def worker(rank: int, world: int, split: list[int], rendezvous: str, results: multiprocessing.Queue) -> None:
+def worker(rank: int, world: int, split: list[int], rendezvous: str, device: str, results: multiprocessing.Queue) -> None:
+    """One rank; its device "cuda" is the emulated one."""
+    with contextlib.ExitStack() as stack:
+        if device == "cuda":
+            sys.path.insert(0, str(Path(__file__).parent.parent))
+            from emulation.runtime import emulate
+
+            stack.enter_context(emulate())
+        work(rank, world, split, rendezvous, device, results)
+
+
+def work(rank: int, world: int, split: list[int], rendezvous: str, device: str, results: multiprocessing.Queue) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     rows, queries = make()
     mine = rows[split[rank] : split[rank + 1]]
     found = {}
     for metric in METRICS:
-        index = ShardedIndex(mine, metric=metric, threads=1)
+        index = ShardedIndex(mine, metric=metric, device=device, threads=1)
         assert len(index) == 41
         mask = np.random.default_rng(1).random((6, 41)) < 0.4
         ids = np.arange(6) * 7

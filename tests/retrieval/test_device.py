@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,18 @@ import oracle
 import pytest
 import torch
 from cases import Case, make_case, random_case
+from emulation.runtime import Emulated, Stream
 from paths import ROOT
 
+from iiae_fast import _C
 from iiae_fast.bench.registry import Ready, Settings
 from iiae_fast.bench.retrieval_cuda import cases_on
 from iiae_fast.errors import DeviceMemoryError, InputError
-from iiae_fast.retrieval import METRICS, FlatIndex, Hits, evaluate, inputs, paired_recall, search
+from iiae_fast.retrieval import METRICS, FlatIndex, Hits, device_database, evaluate, inputs, paired_recall, search
 from iiae_fast.retrieval import device as module
+from iiae_fast.retrieval.device_database import DeviceDatabase
+from iiae_fast.retrieval.device_paths import select_method
+from iiae_fast.retrieval.runtime import runtime_of
 
 METHODS = ("brute_force", "int8", "auto")
 needs_gpu = pytest.mark.skipif(os.environ.get("IIAE_TEST_GPU") != "1", reason="needs a CUDA device, and IIAE_TEST_GPU=1")
@@ -46,7 +52,7 @@ def check(case: Case, device: torch.device, methods: tuple[str, ...] = METHODS) 
     queries = put(case.queries, device)
     allowed = None if case.permitted is None else put(case.permitted, device)
     for method in methods:
-        module.select_method(method)
+        select_method(method)
         hits = index.search(queries, case.k, allowed=allowed)
         assert hits.indices.device == hits.distances.device == device
         assert_same(hits, expected, method)
@@ -99,7 +105,7 @@ def test_bounds_hold_where_all_rounding_errs_one_way(device: torch.device) -> No
     rows = np.concatenate([values, -values])
     query = np.ones((1, 32), np.float32)
     query[0, 0] = 0
-    module.select_method("int8")
+    select_method("int8")
     hits = search(put(query, device), put(rows, device), 2, metric="inner_product")
     assert hits.indices.tolist() == [[3, 0]]
     assert_same(hits, oracle.search(query, rows, 2, "inner_product"))
@@ -118,11 +124,21 @@ def test_candidates_that_do_not_fit_are_found_otherwise(device: torch.device, me
 
 
 def test_more_neighbours_than_are_sorted_in_shared_memory(device: torch.device) -> None:
-    """Tiles of keys are merged: of all rows, or of those that a scan leaves."""
-    rows, queries = numbers((5200, 2)), numbers((1, 2), seed=1)
-    for method, k in (("brute_force", 5000), ("int8", 2500)):
-        module.select_method(method)
-        assert_same(search(put(queries, device), put(rows, device), k), search(queries.numpy(), rows.numpy(), k))
+    """Runs of keys are merged: by one block of those that a scan leaves, by many of all rows, with ties and rows left out."""
+    rows, queries = numbers((5200, 2)), numbers((2, 2), seed=1)
+    rows[1000:3000] = rows[4000]
+    mask = torch.arange(5200) % 7 != 0
+    for method, k in (("brute_force", 5200), ("int8", 2500), ("brute_force", 4000)):
+        select_method(method)
+        expected = search(queries.numpy(), rows.numpy(), k, allowed=mask.numpy())
+        assert_same(search(put(queries, device), put(rows, device), k, allowed=put(mask, device)), expected)
+
+
+def test_few_neighbours_in_many_rows(device: torch.device) -> None:
+    """Selected by many blocks."""
+    rows, query = numbers((33_000, 1)).round(decimals=3), numbers((1, 1), seed=1)
+    select_method("brute_force")
+    assert_same(search(put(query, device), put(rows, device), 300), search(query.numpy(), rows.numpy(), 300))
 
 
 def test_masks(device: torch.device) -> None:
@@ -165,7 +181,7 @@ def test_add_save_and_load(device: torch.device, tmp_path: Path, metric: str, dt
 
 
 def test_pieces_are_searched_one_after_the_other(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE_ROWS", 1)
+    monkeypatch.setattr(device_database, "PIECE_ROWS", 1)
     rows, queries = numbers((5000, 5)), numbers((12, 5), seed=1)
     index = FlatIndex(put(rows[:2000], device), device="cuda")
     index.add(put(rows[2000:2100], device))
@@ -205,8 +221,8 @@ def test_strided_tensors_and_no_copies(device: torch.device) -> None:
         assert_same(search(wide[:7, :5], rows, 4), expected)
     row = wide[:1, :5].expand(9, 5)
     assert_same(search(row, wide[::3, 2:7], 4), tuple(np.repeat(part[:1], 9, axis=0) for part in expected))
-    seen = module.DeviceDatabase(
-        wide[::3, 2:7], "cosine", 1, device, copy=False, memory_limit=1, workspace_limit=1
+    seen = DeviceDatabase(
+        wide[::3, 2:7], "cosine", 1, runtime_of(device), copy=False, memory_limit=1, workspace_limit=1
     )  # what `search` makes of its database
     assert seen._pieces[0].rows.tensor.data_ptr() == wide[:, 2:].data_ptr()
     index = FlatIndex(wide, device="cuda")  # an index has its own
@@ -214,40 +230,132 @@ def test_strided_tensors_and_no_copies(device: torch.device) -> None:
     assert index.search(wide[:1], 1).distances[0, 0] > 0
 
 
-def test_a_small_workspace_takes_queries_in_batches(device: torch.device) -> None:
-    rows, queries = numbers((1100, 8)), numbers((140, 8), seed=1)
+def test_a_small_workspace_takes_fewer_at_a_time(device: torch.device) -> None:
+    """Fewer queries, then fewer rows, and packed rows that are not kept."""
+    rows, queries = numbers((1100, 8)), numbers((7, 8), seed=1)
     expected = search(queries.numpy(), rows.numpy(), 3)
-    for limit in (600_000, 4_000_000):
-        index = FlatIndex(put(rows, device), device="cuda", workspace_limit=limit)
-        assert_same(index.search(put(queries, device), 3), expected)
-        (workspace,) = index._database._workspaces.values()
-        assert workspace.nbytes <= limit
-        index.search(put(queries[:5], device), 2)
-        assert next(iter(index._database._workspaces.values())) is workspace  # steady state
+    for limit, keeps in ((1_000_000, True), (150_000, True), (100_000, False), (60_000, False)):
+        for method in ("int8", "brute_force"):
+            select_method(method)
+            index = FlatIndex(put(rows, device), device="cuda", workspace_limit=limit)
+            assert_same(index.search(put(queries, device), 3), expected, f"{limit} {method}")
+            (workspace,) = index._database._workspaces.values()
+            packed = index._database._pieces[0].packed
+            assert (packed is not None) == (keeps and method != "brute_force")
+            assert workspace.nbytes + (0 if packed is None else packed.nbytes) <= limit
+            index.search(put(queries[:5], device), 2)
+            assert next(iter(index._database._workspaces.values())) is workspace  # steady state
     with pytest.raises(
-        DeviceMemoryError, match=r"workspace_limit=1,000: a search with k=3 in 1,100 rows takes at least [\d,]+ b"
+        DeviceMemoryError,
+        match=r"workspace_limit=1,000: a search with k=3 in 1,100 rows takes at least [\d,]+ bytes; raise the limit or lower k",
     ):
         search(put(queries, device), put(rows, device), 3, workspace_limit=1000)
 
 
-def test_out_of_memory_says_how_much_was_needed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = put(numbers((2000, 8)), device)
+def test_threads_may_share_an_index(device: torch.device) -> None:
+    """And its workspace, where memory is too short to keep packed rows."""
+    rows, queries = numbers((1100, 8)), numbers((16, 8), seed=1)
+    expected = search(queries.numpy(), rows.numpy(), 3)
+    select_method("int8")
+    index = FlatIndex(put(rows, device), device="cuda", workspace_limit=60_000)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: index.search(put(queries[4 * i : 4 * i + 4], device), 3), range(4)))
+    for i, hits in enumerate(parts):
+        assert_same(hits, (expected.distances[4 * i : 4 * i + 4], expected.indices[4 * i : 4 * i + 4]))
+
+
+def test_out_of_memory_says_how_much_was_needed(emulated: Emulated) -> None:
+    rows = numbers((2000, 8))
     index = FlatIndex(rows, device="cuda")
-    make = torch.empty
-
-    def full(*size: object, dtype: torch.dtype, **options: object) -> torch.Tensor:
-        if dtype == torch.uint8:
-            raise torch.OutOfMemoryError("the device is full")
-        return make(*size, dtype=dtype, **options)
-
-    monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(DeviceMemoryError, match=r"[\d,]{7,} bytes were needed for packed rows; keep the database on the host"):
-        index.search(rows[:3], 2)
-    module.select_method("brute_force")
+    index.search(rows[:3], 1)
+    emulated.full = True
+    index._database._pieces[0].packed = None
     with pytest.raises(
-        DeviceMemoryError, match=r"bytes were needed for a search with k=2 in 2,000 rows; lower workspace_limit"
+        DeviceMemoryError, match=r"[\d,]{7,} bytes were needed for packed rows; lower workspace_limit, or keep the database on"
     ):
         index.search(rows[:3], 2)
+    select_method("brute_force")
+    with pytest.raises(
+        DeviceMemoryError, match=r"[\d,]{7,} bytes were needed for a search with k=1500 in 2,000 rows; lower workspace_limit"
+    ):
+        index.search(rows[:30], 1500)
+    with pytest.raises(
+        DeviceMemoryError, match="64,000 bytes were needed for a copy of the rows; keep the database on the host"
+    ):
+        FlatIndex(rows, device="cuda")
+
+
+def test_a_search_allocates_its_results_alone(emulated: Emulated) -> None:
+    """So it can be captured in a CUDA graph; on a stream of its own it makes itself what it needs."""
+    rows, queries = numbers((2000, 8)), numbers((30, 8), seed=1)
+    index = FlatIndex(rows, device="cuda")
+    mask = torch.arange(2000) % 3 != 0
+    before = index.search(queries, 5, allowed=mask)
+    emulated.sizes.clear()
+    emulated.full = True
+    assert_same(index.search(queries, 5, allowed=mask), tuple(before))
+    assert emulated.sizes == []
+    emulated.full, emulated.captures = False, True
+    kept = dict(index._database._workspaces)
+    hits = index.search(torch.full_like(queries, torch.nan), 5)  # values can't be looked at
+    assert hits.indices.shape == (30, 5)
+    assert len(emulated.sizes) == 1  # a workspace, which belongs to the graph
+    assert index._database._workspaces == kept
+    index._database._pieces[0].packed = None
+    assert_same(index.search(queries, 5, allowed=mask), tuple(before))
+    assert index._database._pieces[0].packed is None  # nor is what was packed there there before the graph ran
+
+
+def test_streams_wait_for_what_others_packed(emulated: Emulated) -> None:
+    first, second = emulated.stream, Stream(2)
+    rows = numbers((2000, 8))
+    index = FlatIndex(rows, device="cuda")
+    copied = index._database._ready
+    emulated.stream = second
+    assert not second.comes_after(copied)
+    index.search(rows[:3], 2)  # packs
+    assert second.comes_after(copied)
+    packed = index._database._ready
+    emulated.stream = first
+    assert not first.comes_after(packed)
+    index.search(rows[:3], 2)
+    assert first.comes_after(packed)
+    piece = index._database._pieces[0]
+    assert {piece.rows.tensor.data_ptr(), piece.packed.data_ptr()} <= set(emulated.kept)
+    assert len(index._database._workspaces) == 2
+
+
+@pytest.mark.parametrize("metric", ["cosine", "gaussian_kl"])
+def test_streamed_blocks_are_copied_beside_the_search(emulated: Emulated, tmp_path: Path, metric: str) -> None:
+    """By events alone: copies are late here, and one into a block in use is an error."""
+    rows, queries = numbers((1000, 6)), numbers((4, 6), seed=1)
+    expected = search(queries.numpy(), rows.numpy(), 40, metric=metric)
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    emulated.pins.append(rows)
+    for database in (tmp_path / "rows.npy", rows.numpy(), rows):
+        emulated.sizes.clear()
+        assert_same(search(queries, database, 40, metric=metric, memory_limit=10_000), expected)
+        blocks = [size for size in emulated.sizes if 9_000 < size <= 20_000]
+        assert blocks, emulated.sizes
+    index = FlatIndex(rows, metric, device="cuda", memory_limit=10_000)
+    assert index._database._host is not None
+    assert_same(index.search(queries, 40), expected)
+    emulated.captures = True
+    with pytest.raises(
+        InputError, match="cannot be captured" if metric == "gaussian_kl" else "in host memory cannot be captured"
+    ):
+        index.search(queries, 40)
+
+
+def test_streamed_rows_are_refused_by_their_number(emulated: Emulated) -> None:
+    rows = numbers((1000, 6))
+    queries = rows[:3].clone()
+    rows[700:, 3] = torch.inf
+    for metric in ("sqeuclidean", "gaussian_w2"):
+        with pytest.raises(InputError, match="database row 700 holds NaN or infinity"):
+            search(queries, rows.numpy(), 5, metric=metric, memory_limit=3000)
+        with pytest.raises(InputError, match="database row 700 holds NaN or infinity"):
+            evaluate(queries, rows.numpy(), [0, 1, 2], np.arange(1000), metric=metric, memory_limit=3000)
 
 
 def test_refusals(device: torch.device) -> None:
@@ -281,7 +389,7 @@ def test_refusals(device: torch.device) -> None:
         (lambda: index.add(bad), "database row 1900 holds NaN"),
         (lambda: index.search(rows, 1, allowed=rows[:, 0] > 0, exclude="others"), "exclude='others'"),
         (lambda: index.search(rows, 1, allowed=rows[:, 0]), "allowed has shape .* dtype torch.float32; accepted is bool"),
-        (lambda: module.select_method("guess"), "'guess': accepted are auto"),
+        (lambda: select_method("guess"), "'guess': accepted are auto"),
     ]
     for call, message in refusals:
         with pytest.raises(InputError, match=message):
@@ -297,9 +405,11 @@ def test_evaluate_equals_oracle(device: torch.device, metric: str) -> None:
         x, q = np.rint(rng.normal(size=(rows, 4)) * 2), np.rint(rng.normal(size=(queries, 4)) * 2)  # with ties
         row_labels, query_labels = rng.integers(0, 5, rows), rng.integers(0, 6, queries)
         expected = oracle.measures(q, x, query_labels, row_labels, metric, (1, 5, 100))
-        result = evaluate(put(q, device), put(x, device), put(query_labels, device), row_labels, metric=metric)
-        assert list(result) == list(expected)
-        np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12)
+        for method in ("int8", "auto"):
+            select_method(method)
+            result = evaluate(put(q, device), put(x, device), put(query_labels, device), row_labels, metric=metric)
+            assert list(result) == list(expected)
+            np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=1e-12, err_msg=method)
 
 
 def test_evaluate_in_batches_and_streams(device: torch.device, tmp_path: Path) -> None:
@@ -327,6 +437,36 @@ def test_evaluate_in_batches_and_streams(device: torch.device, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_evaluate_by_a_scan(device: torch.device, metric: str) -> None:
+    """Random problems with near ties, huge and tiny norms: the same measures as the CPU's float64 distances of all pairs."""
+    select_method("int8")
+    try:
+        for seed in range(1 + CASES // 20):
+            case = make_case(seed, metric, ("float32", "float32"), (300, 12, 9 + 40 * (seed % 2)), 1)
+            rng = np.random.default_rng(seed)
+            labels = rng.integers(0, 7, 12), rng.integers(0, 7, 300)
+            excluded = rng.integers(-1, 300, 12)
+            _C.select_method("brute_force")
+            expected = evaluate(case.queries, case.rows, *labels, metric=metric, exclude=excluded)
+            found = evaluate(put(case.queries, device), put(case.rows, device), *labels, metric=metric, exclude=excluded)
+            assert found == pytest.approx(expected, rel=1e-12)
+    finally:
+        _C.select_method("auto")
+
+
+def test_an_evaluation_measures_few_rows(device: torch.device) -> None:
+    """That a scan's bounds place most rows: one that measured every row would pass all other tests."""
+    rows, queries = numbers((2000, 24)), numbers((12, 24), seed=1)
+    labels = np.arange(12) % 4, np.arange(2000) % 200
+    database = DeviceDatabase(
+        put(rows, device), "sqeuclidean", 1, runtime_of(device), copy=False, memory_limit=1 << 20, workspace_limit=1 << 24
+    )
+    database.statistics = put(torch.zeros(2, dtype=torch.int64), device)
+    module.evaluate(database, put(queries, device), *labels, None, [1], 1)
+    assert 0 < database.statistics[0] < 12 * 2000 // 4
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_paired_recall(device: torch.device, metric: str) -> None:
     x = numbers((80, 6))
     y = x + 0.4 * numbers((80, 6), seed=1)
@@ -339,17 +479,18 @@ def test_paired_recall(device: torch.device, metric: str) -> None:
 
 
 def test_the_benchmark_times_what_is_right(device: torch.device) -> None:
-    (case,) = cases_on(Settings("cuda", toy=True), device)
-    for contestant in case.contestants:
-        if contestant.name == "flashlib":
-            continue  # runs on GPUs only
-        made = contestant.make()
-        assert not isinstance(made, Ready)
-        found = made().clone()
-        assert contestant.check is not None
-        assert contestant.check(found) == ""
-        found[0] = found[0].roll(1)
-        assert "differ from a float64 brute force" in contestant.check(found)
+    for case in cases_on(Settings("cuda", toy=True), device):
+        for contestant in case.contestants:
+            if contestant.name == "flashlib":
+                continue  # runs on GPUs only
+            made = contestant.make()
+            assert not isinstance(made, Ready)
+            found = made()
+            check = contestant.check or case.check
+            assert check(found) == ""
+            wrong = found.copy() if isinstance(found, np.ndarray) else found.clone()
+            wrong[0] = 2 if isinstance(found, np.ndarray) else wrong[0].roll(1)
+            assert "differ" in check(wrong)
 
 
 @pytest.mark.gpu
@@ -376,6 +517,17 @@ def test_a_search_in_a_cuda_graph() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize("metric", ["sqeuclidean", "gaussian_kl"])
+def test_streamed_from_pinned_memory_and_from_a_file(metric: str, tmp_path: Path) -> None:
+    rows, queries = numbers((100_000, 64)), numbers((100, 64), seed=1)
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    expected = search(queries.numpy(), rows.numpy(), 10, metric=metric)
+    for database in (rows.pin_memory(), rows.numpy(), tmp_path / "rows.npy"):
+        assert_same(search(queries.cuda(), database, 10, metric=metric, memory_limit=3 << 20), expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_on_a_stream_of_the_caller() -> None:
     """Queries that another stream is still writing, and results that it reads."""
     rows, queries = numbers((50_000, 64)), numbers((100, 64), seed=1)
@@ -392,7 +544,7 @@ def test_on_a_stream_of_the_caller() -> None:
 
 
 def test_without_the_cuda_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ENGINE", None)
+    monkeypatch.delattr(_C, "cuda", raising=False)
     with pytest.raises(InputError, match=r"built without its CUDA engine.*IIAE_CUDA=1 pip install"):
         FlatIndex(np.eye(3), device="cuda")
 
@@ -402,9 +554,9 @@ def test_tensors_of_a_device_without_an_engine_are_copied(monkeypatch: pytest.Mo
         device = torch.device("cuda")
 
     rows = numbers((9, 4)).as_subclass(Elsewhere)
-    monkeypatch.setattr(inputs._C, "cuda", object(), raising=False)
+    monkeypatch.setattr(_C, "cuda", object(), raising=False)
     assert inputs.has_device_tensors(rows)
-    monkeypatch.delattr(inputs._C, "cuda")
+    monkeypatch.delattr(_C, "cuda")
     assert not inputs.has_device_tensors(rows)
 
 
@@ -421,7 +573,7 @@ def test_under_sanitizers() -> None:
         "IIAE_DEVICE_CASES": "5",
     }
     environment.pop("IIAE_TEST_GPU", None)
-    chosen = "(oracle or do_not_fit) and not cuda"
+    chosen = "(oracle or do_not_fit or in_shared_memory or beside_the_search or by_a_scan) and not cuda"
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "-k", chosen, __file__]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -107,6 +107,23 @@ def test_packed_rows_of_another_array_are_refused() -> None:
         searcher.scan(rows[::2], "float32", 0, None, None, None, packed)
 
 
+def test_a_guess_that_does_not_hold() -> None:
+    """The first strip of the scan, every third row here, is nearer than all others: its cost at a rank says nothing."""
+    rng = np.random.default_rng(0)
+    rows, queries = rng.normal(size=(3000, 16)).astype(np.float32), rng.normal(size=(5, 16)).astype(np.float32)
+    rows[::3] *= 0.01
+    check(Case(queries, rows, queries, rows, "sqeuclidean", 1500, None, 2))
+
+
+def test_a_searcher_is_done_after_its_result() -> None:
+    rows = np.eye(4, dtype=np.float32)
+    searcher = _C.Searcher(rows, "float32", "cosine", 1, 1)
+    searcher.scan(rows, "float32", 0, None, None, None)
+    np.testing.assert_array_equal(searcher.result()[1], [[0], [1], [2], [3]])
+    with pytest.raises(RuntimeError, match="after result"):
+        searcher.scan(rows, "float32", 4, None, None, None)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("length", [1e-141, 1e-160, 1e-170, 1e-250])
 def test_a_row_whose_squares_underflow(metric: str, length: float) -> None:

@@ -7,16 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulation.build import build
 from sharded_worker import make, worker
 
 from iiae_fast.retrieval import METRICS, FlatIndex
 
 
-@pytest.mark.parametrize("split", [[0, 20, 41], [0, 41, 41]], ids=["both", "one-empty"])
-def test_two_processes(tmp_path: Path, split: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("split", "devices"),
+    [([0, 20, 41], ("cpu", "cpu")), ([0, 41, 41], ("cpu", "cpu")), ([0, 20, 41], ("cpu", "cuda"))],
+    ids=["both", "one-empty", "one-on-a-device"],
+)
+def test_two_processes(tmp_path: Path, split: list[int], devices: tuple[str, str]) -> None:
+    if "cuda" in devices and build() is None:
+        pytest.skip("no C++ compiler to build the emulated CUDA engine with")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, 2, split, str(tmp_path / "store"), results)) for rank in range(2)]
+    store = str(tmp_path / "store")
+    processes = [
+        context.Process(target=worker, args=(rank, 2, split, store, device, results)) for rank, device in enumerate(devices)
+    ]
     for process in processes:
         process.start()
     gathered = [results.get(timeout=120) for _ in processes]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emulation.runtime import emulate
 from toy_runs import FeaturePairs, digits, features
 
 import iiae_fast
@@ -125,6 +126,18 @@ def test_a_gallery_is_ranked_by_class(model: iiae_fast.IIAE) -> None:
     )
     with pytest.raises(DataError, match="gallery is empty"):
         training.evaluate(model, replace(gallery, x=x.x[:0], x_labels=x.labels[:0]))
+
+
+def test_a_model_on_a_device_is_evaluated_there(model: iiae_fast.IIAE) -> None:
+    pairs, others = FeaturePairs(23), FeaturePairs(31, seed=4)
+    for dataset in (pairs, Gallery(pairs.x, others.y, pairs.labels, others.labels)):
+        expected = training.evaluate(model, dataset, metric="cosine")["shared"]
+        with emulate() as device:
+            found = training.evaluate(model, dataset, metric="cosine")["shared"]
+            assert device.sizes  # it was there
+        for direction, measures in expected.pop("by_class").items():
+            assert found["by_class"][direction] == pytest.approx(measures, rel=1e-12)
+        assert {name: found[name] for name in expected} == expected
 
 
 def test_an_unknown_metric_is_refused(model: iiae_fast.IIAE) -> None:

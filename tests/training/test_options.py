@@ -24,8 +24,8 @@ from iiae_fast.model import IIAE
 from iiae_fast.storage import load_json, load_tensors
 from iiae_fast.training import setup
 from iiae_fast.training.prefetch import DeviceBatch
+from iiae_fast.training.run import noise_seed
 from iiae_fast.training.step import TrainingStep, learning_rate
-from iiae_fast.training.trainer import noise_seed
 
 FP32 = TrainingOptions("fp32")
 MODES = {

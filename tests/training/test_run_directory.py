@@ -18,9 +18,10 @@ from iiae_fast.config import OptimConfig
 from iiae_fast.data import Splits
 from iiae_fast.errors import ConfigError, OutOfMemoryError
 from iiae_fast.model import IIAE
-from iiae_fast.training import trainer
+from iiae_fast.training.checkpoint import CHECKPOINT_FILE
 from iiae_fast.training.interrupts import Interrupts
 from iiae_fast.training.lock import RunLock
+from iiae_fast.training.step import TrainingStep
 
 HOLDER = """
 import sys
@@ -67,6 +68,36 @@ def test_a_model_without_a_run_is_not_trained_over(tmp_path: Path, feature_split
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_a_model_whose_checkpoint_is_gone_is_not_trained_over(tmp_path: Path, feature_splits: Splits) -> None:
+    training.train(features(), tmp_path, progress=False)
+    (tmp_path / CHECKPOINT_FILE).unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"holds the model of a run .*checkpoints/last\.safetensors is missing.* put the checkp"
+    ):
+        training.train(features(), tmp_path, resume=True, progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_no_model_is_saved_before_a_checkpoint(tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at its first model, a run goes on from the checkpoint before it, and ends as if nothing had been."""
+    training.train(features(), tmp_path / "unbroken", progress=False)
+    save = IIAE.save
+
+    def killed(model: IIAE, directory: Path, **facts: Any) -> None:
+        assert (tmp_path / "run" / CHECKPOINT_FILE).exists()
+        save(model, directory, **facts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IIAE, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(features(), tmp_path / "run", progress=False)
+    assert training.train(features(), tmp_path / "run", resume=True, progress=False).finished
+    names = ("model.safetensors", "config.json")
+    assert all((tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes() for name in names)
+
+
 def test_kernels_that_cannot_run_are_refused_before_anything_is_written(
     tmp_path: Path, feature_splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +142,7 @@ def test_out_of_memory_suggests_a_batch_that_fits(
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.TrainingStep, "compute", fail)
+    monkeypatch.setattr(TrainingStep, "compute", fail)
     wanted = replace(features(), optim=replace(features().optim, batch_size=64))
     monkeypatch.setattr(data, "sampler_for", lambda *_: data.ShuffledBatches(120, 64, 0))
     with pytest.raises(
@@ -122,6 +153,6 @@ def test_out_of_memory_suggests_a_batch_that_fits(
     def other(*_: Any) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(trainer.TrainingStep, "compute", other)
+    monkeypatch.setattr(TrainingStep, "compute", other)
     with pytest.raises(RuntimeError, match="something else"):
         training.train(wanted, tmp_path, progress=False)

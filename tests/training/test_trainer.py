@@ -19,8 +19,8 @@ from iiae_fast import data, objectives, training
 from iiae_fast.data import Splits
 from iiae_fast.errors import ConfigError, DataError, NonFiniteLossError
 from iiae_fast.storage import load_json, load_tensors
+from iiae_fast.training.run import noise_seed, rank
 from iiae_fast.training.setup import validation_interval
-from iiae_fast.training.trainer import noise_seed, rank
 
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
 TERMS = ("total", "rec_x", "rec_y", "kl_x", "kl_y", "kl_s", "kl_s_rx", "kl_s_ry")
@@ -262,13 +262,13 @@ class _Synchronizations(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", ["feature", "spatial"])
 def test_steps_do_not_synchronize(tmp_path: Path, family: str, request: pytest.FixtureRequest) -> None:
-    from iiae_fast.training import trainer
+    from iiae_fast.training.run import Run
 
     preset = digits() if family == "spatial" else features()
     if family == "feature":
         request.getfixturevalue("feature_splits")
     counts: list[list[str]] = []
-    step = trainer._Run._step
+    step = Run._step
 
     def counted(self: Any, batch: Any) -> None:
         with _Synchronizations() as mode:
@@ -276,7 +276,7 @@ def test_steps_do_not_synchronize(tmp_path: Path, family: str, request: pytest.F
         counts.append(mode.found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Run, "_step", counted)
+        patch.setattr(Run, "_step", counted)
         training.train(preset, tmp_path, progress=False)
     assert len(counts) >= 60
     assert not any(counts), counts[0]
