@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 // GCC's own header leaves a register undefined on purpose and warns about it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include <bit>

@@ -141,12 +141,8 @@ void Scan::scan_batch(std::size_t batch, std::size_t part, const Strip* strips, 
         if (hits.count == 0) continue;
         State& known = state(first_query + q, part);
         const std::uint32_t query = which_[first_query + q];
-        if (filtered_) {
-          const auto permitted = [&](std::uint32_t id) { return filter_.passes(query, id, piece_.start + id); };
-          add_hits(format_, *strip, scales[q], hits, permitted, known.candidates);
-        } else {
-          add_hits(format_, *strip, scales[q], hits, [](auto) { return true; }, known.candidates);
-        }
+        const auto permitted = [&](std::uint32_t id) { return !filtered_ || filter_.passes(query, id, piece_.start + id); };
+        add_hits(format_, *strip, scales[q], hits, permitted, known.candidates);
         if (known.candidates.size() >= known.room) tighten(query, rank(seen), known, scratch);
       }
     }

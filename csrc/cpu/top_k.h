@@ -47,8 +47,7 @@ inline void sort_smallest(std::vector<Key>& keys, std::size_t count, std::vector
       begin = end;
       if (begin >= count) break;
     }
-    const std::size_t sorted = std::max<std::size_t>(begin, 1);
-    for (std::size_t i = 1; i < sorted; ++i) {
+    for (std::size_t i = 1; i < begin; ++i) {
       const Key key = keys[i];
       std::size_t at = i;
       for (; at > 0 && keys[at - 1] > key; --at) keys[at] = keys[at - 1];

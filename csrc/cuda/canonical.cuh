@@ -152,4 +152,21 @@ __device__ inline void canonical_distances(Metric metric, const CanonicalQueries
   }
 }
 
+// Calls each(c, i, distance) in one lane for the query which[c] and every row i of [begin, end) that falls to this team of the
+// block; queries from `used` on are left out.
+template <int kQueries, class Each>
+__device__ inline void for_each_distance(const Rows& rows, Metric metric, const CanonicalQueries& queries,
+                                         const unsigned (&which)[kQueries], int used, std::size_t begin, std::size_t end,
+                                         Each each) {
+  for (std::size_t i = begin + team_of_block(); i < end; i += teams_in_block()) {
+    const CanonicalRow row(rows, i, metric);
+    double distance[kQueries];
+    canonical_distances<kQueries>(metric, queries, which, row, distance);
+#pragma unroll
+    for (int c = 0; c < kQueries; ++c) {
+      if (static_cast<unsigned>(c) == team_lane() && c < used) each(c, i, distance[c]);
+    }
+  }
+}
+
 }  // namespace iiae::cuda

@@ -31,17 +31,12 @@ __global__ void count_all_kernel(Piece piece, CanonicalQueries queries, std::siz
     for (int c = 0; c < kQueriesAtOnce; ++c) {
       which[c] = static_cast<unsigned>(first + c < count ? first + c : count - 1);
     }
-    for (std::size_t i = begin + team_of_block(); i < end; i += teams_in_block()) {
-      const CanonicalRow row(piece.rows, i, piece.metric);
-      double distance[kQueriesAtOnce];
-      canonical_distances<kQueriesAtOnce>(piece.metric, queries, which, row, distance);
-#pragma unroll
-      for (int c = 0; c < kQueriesAtOnce; ++c) {
-        if (static_cast<unsigned>(c) != team_lane() || first + c >= count) continue;
-        if (!labels.counts(which[c], i, piece.start + i)) continue;
-        relevant.add(which[c], make_key(piece.metric, distance[c], piece.start + i));
-      }
-    }
+    const int used = count - first < kQueriesAtOnce ? static_cast<int>(count - first) : kQueriesAtOnce;
+    const auto add = [&](int c, std::size_t i, double distance) {
+      if (!labels.counts(which[c], i, piece.start + i)) return;
+      relevant.add(which[c], make_key(piece.metric, distance, piece.start + i));
+    };
+    for_each_distance<kQueriesAtOnce>(piece.rows, piece.metric, queries, which, used, begin, end, add);
   }
 }
 
@@ -70,15 +65,13 @@ __global__ void __launch_bounds__(kProductThreads, 2) count_kernel(CountTask tas
     for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
       for (unsigned side = 0; side < 2; ++side) {
-        const unsigned column = own.column(c, side);
-        const QueryBound bound = bounds.queries[column];
-        const float init = bounds.init(bound, tile_norm, tile_residual);
-        const std::size_t query = blockIdx.y * Shape::kQueries + column;
+        const auto column = bounds.column(own.column(c, side), tile_norm, tile_residual);
+        const std::size_t query = blockIdx.y * Shape::kQueries + column.place;
 #pragma unroll
         for (unsigned half = 0; half < 2; ++half) {
           const unsigned place = own.row(0, half);
           const std::int32_t product = sums[0][c][2 * half + side];
-          if (!bounds.passes(bound, init, place, product)) continue;  // behind all relevant rows
+          if (!bounds.passes(column, place, product)) continue;  // behind all relevant rows
           const std::size_t id = dealt_row(task.rows.tiles, tile, place);
           if (id >= task.rows.count || query >= task.queries.count) continue;
           if (!task.labels.counts(query, id, task.start + id)) continue;

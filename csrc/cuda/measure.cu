@@ -18,17 +18,11 @@ constexpr std::size_t kManyQueries = 256;    // unless so many queries keep the 
 template <int kQueries>
 __device__ void measure_rows(const Piece& piece, const CanonicalQueries& queries, const unsigned (&which)[kQueries], int used,
                              const Filter& filter, std::size_t begin, std::size_t end, Key* const (&keys)[kQueries]) {
-  for (std::size_t i = begin + team_of_block(); i < end; i += teams_in_block()) {
-    const CanonicalRow row(piece.rows, i, piece.metric);
-    double distance[kQueries];
-    canonical_distances<kQueries>(piece.metric, queries, which, row, distance);
-#pragma unroll
-    for (int c = 0; c < kQueries; ++c) {
-      if (static_cast<unsigned>(c) != team_lane() || c >= used) continue;
-      const bool passes = filter.passes(which[c], i, piece.start + i);
-      keys[c][i] = passes ? make_key(piece.metric, distance[c], piece.start + i) : kNoKey;
-    }
-  }
+  const auto write = [&](int c, std::size_t i, double distance) {
+    const bool passes = filter.passes(which[c], i, piece.start + i);
+    keys[c][i] = passes ? make_key(piece.metric, distance, piece.start + i) : kNoKey;
+  };
+  for_each_distance<kQueries>(piece.rows, piece.metric, queries, which, used, begin, end, write);
 }
 
 __global__ void measure_all_kernel(Piece piece, CanonicalQueries queries, std::size_t count, Filter filter, Key* keys,

@@ -170,14 +170,20 @@ struct TileBounds {
     threshold[threadIdx.x] = rows.threshold[tile * kTileVectors + threadIdx.x];
   }
 
-  // What a bound needs of the tile as a whole; see QueryBound.
-  __device__ static float init(const QueryBound& bound, float tile_norm, float tile_residual) {
-    return (bound.residual * tile_norm + bound.norm * tile_residual) * (1.0f + 0x1p-20f) + kSumRoom;
+  // A query of the tile, and what its bound needs of a tile of rows as a whole; see QueryBound.
+  struct Column {
+    unsigned place;
+    QueryBound bound;
+    float init;
+  };
+  __device__ Column column(unsigned place, float tile_norm, float tile_residual) const {
+    const QueryBound bound = queries[place];
+    return {place, bound, (bound.residual * tile_norm + bound.norm * tile_residual) * (1.0f + 0x1p-20f) + kSumRoom};
   }
 
   // Whether a row's cost may be below the query's limit. NaN passes.
-  __device__ bool passes(const QueryBound& bound, float init, unsigned row, std::int32_t product) const {
-    const float least = fmaf(bound.a, inverse_scale[row], fmaf(bound.b, threshold[row], -init));
+  __device__ bool passes(const Column& query, unsigned row, std::int32_t product) const {
+    const float least = fmaf(query.bound.a, inverse_scale[row], fmaf(query.bound.b, threshold[row], -query.init));
     return !(static_cast<float>(product) < least);
   }
 };

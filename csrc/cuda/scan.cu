@@ -74,20 +74,18 @@ __global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task)
       for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
         for (unsigned side = 0; side < 2; ++side) {
-          const unsigned column = own.column(c, side);
-          const QueryBound bound = bounds.queries[column];
-          const float init = bounds.init(bound, tile_norm, tile_residual);
+          const auto column = bounds.column(own.column(c, side), tile_norm, tile_residual);
 #pragma unroll
           for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
 #pragma unroll
             for (unsigned half = 0; half < 2; ++half) {
               const unsigned row = own.row(r, half);
               const std::int32_t product = sums[r][c][2 * half + side];
-              const bool passes = bounds.passes(bound, init, row, product);
+              const bool passes = bounds.passes(column, row, product);
               const unsigned passing = __ballot_sync(kAllLanes, passes);
               if (passing == 0) continue;
               const unsigned at = seen + __popc(passing & ((1u << lane) - 1u)) - done;
-              if (passes && at < kQueue) passed[at] = {product, row | column << 16};
+              if (passes && at < kQueue) passed[at] = {product, row | column.place << 16};
               seen += __popc(passing);
             }
           }
