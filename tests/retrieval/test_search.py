@@ -115,6 +115,23 @@ def test_a_guess_that_does_not_hold() -> None:
     check(Case(queries, rows, queries, rows, "sqeuclidean", 1500, None, 2))
 
 
+def test_costs_bounded_on_one_side_only() -> None:
+    """Intervals as wide as fp32 reaches, some from -inf to a finite cost, none to inf: once a point in them was NaN."""
+    rng = np.random.default_rng(0)
+    queries, rows = np.zeros((16, 8)), np.zeros((2000, 8))
+    # KL's products are up to m_q^2 / (2 v_x), and errors are steps of int8: both are as large here as accepted means allow.
+    queries[:, 0] = 9.5e15
+    queries[:, 1:4] = 9.5e15 * np.sqrt((rng.integers(0, 3, (16, 3)) + 0.49) / 127)
+    wide = rng.random(len(rows)) < 0.1
+    rows[:, 4:] = -14
+    rows[wide, 4] = 9
+    scale = np.where(wide, rng.uniform(0.7, 0.88, len(rows)) * 1.4e8, 5e7)
+    signs = rng.choice([-1, 1], (len(rows), 4)) * rng.uniform(0.98, 1, (len(rows), 4))
+    rows[:, :4] = scale[:, None] * signs * np.exp(rows[:, 4:])
+    rows[wide, 0] = rng.normal(size=wide.sum())
+    check(Case(queries, rows, queries, rows, "gaussian_kl", 300, None, 1))
+
+
 def test_a_searcher_is_done_after_its_result() -> None:
     rows = np.eye(4, dtype=np.float32)
     searcher = _C.Searcher(rows, "float32", "cosine", 1, 1)
