@@ -14,7 +14,7 @@ namespace iiae::neon_dot {
 #if defined(__clang__)
 IIAE_TARGET_BEGIN("dotprod")
 #else
-IIAE_TARGET_BEGIN("+dotprod")
+IIAE_TARGET_BEGIN("arch=armv8.2-a+dotprod")  // as in GCC's arm_neon.h, which refuses dotprod on top of an older one
 #endif
 namespace {
 
