@@ -6,6 +6,7 @@ __all__ = ["DEFAULT_MEMORY_LIMIT", "Block", "Database", "forget_pages"]
 
 import mmap
 from collections.abc import Iterator
+from copy import copy as copy_object
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,13 +101,16 @@ class Database:
         """Dtype of the rows that ``blocks`` yields."""
         return engine_dtype(self.metric, self.dtype)
 
-    def append(self, rows: Rows, threads: int) -> None:
-        """Add a copy of rows in memory at the end."""
+    def added(self, rows: Rows, threads: int) -> Database:
+        """This database with a copy of more rows in memory at its end. This one stays as it is, for searches under way."""
         if self._mapped is not None:
             raise InputError("a database on disk cannot be added to; load it into memory first, e.g. np.load(path)")
         check_added(rows.dim, rows.dtype, self.dim, self.dtype)
+        database = copy_object(self)
+        database._pieces, database._packed = list(self._pieces), list(self._packed)
         if len(rows):
-            self._append(rows, threads, copy=True)
+            database._append(rows, threads, copy=True)
+        return database
 
     def _append(self, rows: Rows, threads: int, copy: bool) -> None:
         array = np.require(rows.array, requirements=["C", "A"])

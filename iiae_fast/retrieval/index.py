@@ -55,6 +55,9 @@ class Hits(NamedTuple):
 class FlatIndex:
     """Exact nearest-neighbour search over the rows of a matrix.
 
+    Several threads may search one index at a time, also while another adds rows to it: on the CPU a search covers the rows that
+    were there when it began. Rows are added by one thread at a time.
+
     Args:
         database: ``(N, D)`` numpy array or torch tensor of fp32, fp16, bf16, fp64, uint8 or int8, any strides; it is copied. A
             ``.npy`` path or a ``np.memmap`` is not: it is streamed from disk in every search; nor, on a CUDA device, is a
@@ -132,7 +135,7 @@ class FlatIndex:
             ValueError: Another width or dtype, bad values, or a database on disk.
         """
         if isinstance(self._database, Database):
-            self._database.append(as_rows(rows, "rows to add", self.metric), as_threads(self._threads))
+            self._database = self._database.added(as_rows(rows, "rows to add", self.metric), as_threads(self._threads))
         else:
             self._database.append(rows, as_threads(self._threads))
 

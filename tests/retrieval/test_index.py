@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from iiae_fast.errors import CheckpointError, InputError
 from iiae_fast.retrieval import METRICS, FlatIndex, search
+from iiae_fast.retrieval.database import Block, Database
 
 
 def make(count: int, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -38,6 +40,23 @@ def test_add_in_pieces(metric: str) -> None:
     index.add(rows[:0])
     assert len(index) == 200
     assert_same(index.search(queries, 30), search(queries, rows, 30, metric=metric))
+
+
+def test_a_search_covers_the_rows_that_were_there_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that another thread adds once k and the mask have been looked at are for the next search."""
+    rows, queries = make(200), make(5, seed=1)
+    index = FlatIndex(rows[:150])
+    blocks = Database.blocks
+
+    def add_first(database: Database, threads: int) -> Iterator[Block]:
+        if len(index) == 150:
+            index.add(rows[150:])
+        return blocks(database, threads)
+
+    monkeypatch.setattr(Database, "blocks", add_first)
+    mask = np.arange(150) % 3 != 0
+    assert_same(index.search(queries, 9, allowed=mask), search(queries, rows[:150], 9, allowed=mask))
+    assert_same(index.search(queries, 9), search(queries, rows, 9))
 
 
 def test_add_after_a_large_piece() -> None:
