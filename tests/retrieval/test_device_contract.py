@@ -54,14 +54,18 @@ ELSEWHERE = {
 }
 
 
-def tests_of(module: ModuleType) -> dict[str, Any]:
+def cpu_tests(module: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name.startswith("test_")}
 
 
-for module, left_out in ELSEWHERE.items():
-    for name, test in tests_of(module).items():
-        if name not in left_out:
-            globals()[f"{name}_of_{module.__name__.removeprefix('test_')}"] = test
+globals().update(
+    {
+        f"{name}_of_{module.__name__.removeprefix('test_')}": function
+        for module, left_out in ELSEWHERE.items()
+        for name, function in cpu_tests(module).items()
+        if name not in left_out
+    }
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,4 +115,4 @@ def on_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_left_out_exists() -> None:
     for module, left_out in ELSEWHERE.items():
-        assert left_out.keys() < tests_of(module).keys()
+        assert left_out.keys() < cpu_tests(module).keys()

@@ -104,6 +104,14 @@ def test_a_search_allocates_its_results_alone(emulated: Emulated) -> None:
     index._database._pieces[0].packed = None
     assert_same(index.search(queries, 5, allowed=mask), tuple(before))
     assert index._database._pieces[0].packed is None  # nor is what was packed there there before the graph ran
+    assert_same(index.search(rows, 1, exclude="self"), search(rows.numpy(), rows.numpy(), 1, exclude="self"))
+    for name, call in {
+        "queries": lambda: index.search(queries.numpy(), 5),
+        "allowed": lambda: index.search(queries, 5, allowed=mask.numpy()),
+        "exclude": lambda: index.search(queries, 5, exclude=np.arange(30)),
+    }.items():
+        with pytest.raises(InputError, match=f"{name} is in host memory; accepted is a tensor on .* while a CUDA graph"):
+            call()
 
 
 def test_streams_wait_for_what_others_packed(emulated: Emulated) -> None:
