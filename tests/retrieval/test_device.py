@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from cases import make_case, random_case
 from device_cases import CASES, assert_same, check, numbers, put
+from emulation.runtime import Emulated
 
 from iiae_fast import _C
 from iiae_fast.bench.registry import Ready, Settings
 from iiae_fast.bench.retrieval_cuda import cases_on
 from iiae_fast.errors import InputError
-from iiae_fast.retrieval import METRICS, FlatIndex, device_database, inputs, search
+from iiae_fast.retrieval import METRICS, FlatIndex, device_database, device_paths, inputs, search
 from iiae_fast.retrieval.device_database import DeviceDatabase
 from iiae_fast.retrieval.device_paths import select_method
 from iiae_fast.retrieval.runtime import runtime_of
@@ -53,6 +55,22 @@ def test_a_scan_leaves_few_candidates(device: torch.device) -> None:
     measured, lost = index._database.statistics.tolist()
     assert lost == 0
     assert 12 * 5 <= measured < 12 * 30
+
+
+def test_the_table_of_the_device_decides(emulated: Emulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """How few rows are measured tells which path a search took."""
+    rows, queries = numbers((1500, 8)), numbers((4, 8), seed=1)
+    for fast, slow in (("int8", "brute_force"), ("brute_force", "int8")):
+        sizes = {"queries": 4, "rows": 1500, "dim": 8, "k": 3}
+        entries = [{**sizes, "seconds": {fast: 1e-3, slow: 2e-3}}, {**sizes, "k": 900, "seconds": {fast: 2e-3, slow: 1e-3}}]
+        file = tmp_path / fast
+        file.write_text(json.dumps({"format": 1, "tables": {emulated.capability: {"device": "", "entries": entries}}}))
+        monkeypatch.setattr(device_paths, "_installed", lambda file=file: device_paths.load_tables(file))
+        for k, path in ((4, fast), (800, slow)):
+            index = FlatIndex(rows, device="cuda")
+            index._database.statistics = torch.zeros(2, dtype=torch.int64)
+            assert_same(index.search(queries, k), search(queries.numpy(), rows.numpy(), k))
+            assert (index._database.statistics[0] > 0) == (path == "int8")
 
 
 def test_bounds_hold_where_all_rounding_errs_one_way(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import test_evaluation
 import test_index
 import test_search
 import torch
-from device_cases import check
+from device_cases import CASES, check
 
 from iiae_fast.retrieval import FlatIndex, Hits, evaluate, paired_recall
 
@@ -52,6 +52,13 @@ ELSEWHERE = {
         "test_excluded_rows_are_not_counted_by_a_scan": "selects the CPU's methods; test_device_evaluation.py has its own",
     },
 }
+# On the emulated device these are run for one metric, unless more cases are asked for.
+LONG = (
+    test_search.test_a_row_whose_squares_underflow,
+    test_index.test_add_after_a_large_piece,
+    test_index.test_streamed_database,
+    test_evaluation.test_many_rows,
+)
 
 
 def cpu_tests(module: ModuleType) -> dict[str, Any]:
@@ -69,8 +76,11 @@ globals().update(
 
 
 @pytest.fixture(autouse=True)
-def on_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_device(device: torch.device, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Search and evaluate there."""
+    given = request.node.callspec.params
+    if given["device"] == "emulated" and CASES < 200 and given.get("metric") != "cosine" and request.function in LONG:
+        pytest.skip("takes long on the emulated device: IIAE_DEVICE_CASES=200 runs it")
 
     def place(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
