@@ -97,7 +97,8 @@ class BuildExtension(build_ext):
 
     def _add_cuda(self, ext: Pybind11Extension, nvcc: Path) -> None:
         toolkit = toolkit_of(nvcc)
-        libraries = [path for path in (toolkit / "lib64", toolkit / "lib") if (path / "libcudart_static.a").exists()]
+        folders = (toolkit / "lib64", toolkit / "lib", *sorted(toolkit.glob(f"targets/{os.uname().machine}-linux/lib")))
+        libraries = [path for path in folders if (path / "libcudart_static.a").exists()]
         if not libraries:
             sys.exit(f"there is no libcudart_static.a in {toolkit}, to which {nvcc} belongs; IIAE_CUDA=0 builds without it")
         targets = cuda_targets(nvcc)

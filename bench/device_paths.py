@@ -23,17 +23,18 @@ from typing import Any
 
 import torch
 
+from iiae_fast.errors import DeviceMemoryError
 from iiae_fast.retrieval import FlatIndex
 from iiae_fast.retrieval.device_paths import PATHS, TABLES, load_tables, select_method
 from iiae_fast.storage import write_atomic
 
 _WORKSPACE = 8 << 30
-_MOST_VALUES = 4e9  # of a matrix of distances: larger ones take too long by brute force and by torch
+_MOST_VALUES = 5e9  # of a matrix of distances: larger ones take too long by brute force and by torch
 _SLOWER = 1.05
 
-# (queries, rows, dim, k), the corners first
-_GRID = itertools.product((1, 64, 4096), (1_000, 30_000, 1_000_000), (64, 512), (10, 500))
-SIZES = sorted(_GRID, key=lambda size: (size[2] != 64, size[3] != 10, size))
+# (queries, rows, dim, k), the corners first. The largest k stands for those that are selected in another way.
+_GRID = itertools.product((1, 64, 4096), (1_000, 30_000, 1_000_000), (64, 512), (10, 500, 20_000))
+SIZES = sorted((size for size in _GRID if size[3] <= size[1]), key=lambda size: (size[2] != 64, size[3] != 10, size))
 _TOY = [(3, 1100, 8, 2), (2, 300, 8, 200)]
 
 
@@ -51,7 +52,7 @@ def measure(size: tuple[int, int, int, int], device: str, seconds: float) -> dic
     try:
         for path in PATHS:
             select_method(path)
-            index = FlatIndex(database, device=device, workspace_limit=_WORKSPACE)
+            index = FlatIndex(database, device="cuda", workspace_limit=_WORKSPACE)
             found[path] = index.search(asked, k).indices
             times[path] = _median(lambda index=index: index.search(asked, k), device, seconds)  # type: ignore[misc]
     finally:
@@ -84,13 +85,17 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     end = time.monotonic() + budget
     for queries, rows, dim, k in sizes:
-        if queries * rows > _MOST_VALUES or k > rows:
+        if queries * rows > _MOST_VALUES:
             continue
         size = queries, rows, dim, k
         if time.monotonic() > end:
             print(f"{size}: no time left")
             continue
-        times = measure(size, device, seconds)
+        try:
+            times = measure(size, device, seconds)
+        except (torch.OutOfMemoryError, DeviceMemoryError) as error:
+            print(f"{size}: left out: {error}")
+            continue
         print(f"{size}: " + ", ".join(f"{path} {1e3 * value:.3f} ms" for path, value in times.items()), flush=True)
         if min(times[path] for path in PATHS) > _SLOWER * times["torch"]:
             print(f"{size}: the faster path is more than 5 % slower than torch's matrix product and topk")
@@ -121,11 +126,13 @@ def main(arguments: Sequence[str] | None = None, device: str = "cuda", capabilit
         values = json.loads(options.file.read_text())
     else:
         values = {"format": 1, "tables": {}}
-    entries = list(_measured(_TOY if options.toy else SIZES, device, options.seconds, options.budget))
-    values["tables"][capability] = {"device": name, "entries": entries}
-    write_atomic(options.file, (json.dumps(values, indent=1) + "\n").encode())
+    entries: list[dict[str, Any]] = []
+    for entry in _measured(_TOY if options.toy else SIZES, device, options.seconds, options.budget):
+        entries.append(entry)
+        values["tables"][capability] = {"device": name, "entries": entries}
+        write_atomic(options.file, (json.dumps(values, indent=1) + "\n").encode())  # each time: the next may be cut off
     print(f"{len(entries)} sizes: {options.file}")
-    return 0
+    return 0 if entries else 1
 
 
 if __name__ == "__main__":

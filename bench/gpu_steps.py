@@ -26,6 +26,10 @@ _PACKAGES = (
     "sklearn",
     "pybind11",
     "pytest",
+    "pytest_timeout",
+    "xdist",
+    "hypothesis",
+    "flashlib",
     "matplotlib",
     "safetensors",
     "faiss",
@@ -55,12 +59,27 @@ def environment(out: Path, toy: bool) -> int:
 
 
 def build(out: Path, toy: bool) -> int:
-    """Build the extension in place, and import it. Toy: only where it cannot be imported yet."""
+    """Build the extension in place, with CUDA for this device alone, and import it. Toy: only where it cannot be imported yet.
+
+    Where CUDA cannot be built the step fails, but leaves an extension without it: training and its measurements need one too.
+    """
     check = [sys.executable, "-c", "from iiae_fast import _C; print(_C.__file__)"]
     if toy and subprocess.run(check, check=False).returncode == 0:
         return 0
-    code = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=_ROOT, check=False).returncode
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    wanted = {} if toy else {"IIAE_CUDA": "1", "IIAE_CUDA_ARCHS": _architecture()}
+    code = subprocess.run(command, cwd=_ROOT, env=os.environ | wanted, check=False).returncode
+    if code and not toy:
+        subprocess.run(command, cwd=_ROOT, env=os.environ | {"IIAE_CUDA": "0"}, check=False)
     return code or subprocess.run(check, check=False).returncode
+
+
+def _architecture() -> str:
+    """The device's, as ``IIAE_CUDA_ARCHS`` takes it: ``"90"``."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}"
 
 
 def touch(out: Path, toy: bool) -> int:
@@ -108,7 +127,7 @@ def _touch_retrieval(device: str) -> None:
     import torch
 
     from iiae_fast import _C
-    from iiae_fast.retrieval import METRICS, FlatIndex, evaluate, search
+    from iiae_fast.retrieval import METRICS, FlatIndex, device_paths, evaluate, search
 
     if not hasattr(_C, "cuda") and device != "cpu":
         print("the retrieval engine was built without CUDA: it is not touched")
@@ -119,6 +138,9 @@ def _touch_retrieval(device: str) -> None:
         index = FlatIndex(rows, metric, device=device)
         for queries, k in ((rows[:3], 5), (rows[:150], 40), (rows[:2], 2400)):
             index.search(queries, k, exclude=torch.zeros(len(rows), dtype=torch.bool, device=device))
+        device_paths.select_method("int8")
+        index.search(rows[:2], 1100)  # by large blocks
+        device_paths.select_method("auto")
         search(rows[:3], rows.cpu().numpy(), 5, metric=metric, memory_limit=1 << 17)  # streamed
         labels = torch.arange(len(rows)) % 7
         evaluate(rows[:5], rows, labels[:5], labels, metric=metric)

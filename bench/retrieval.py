@@ -134,13 +134,17 @@ def _search_case(size: SearchSize, data: tuple[NDArray[np.float32], NDArray[np.f
     return search_case(size, makers, _exact_ids(rows, queries[:CHECKED], size.k))
 
 
-def search_case(size: SearchSize, makers: dict[str, Callable[[], Call]], exact: Ids) -> Case:
+def search_case(
+    size: SearchSize, makers: dict[str, Callable[[], Call]], exact: Ids, row_bytes: int | None = None, matmul: str = ""
+) -> Case:
     """A search that every contestant does on the same fp32 data.
 
     Args:
         size: Of the search.
         makers: The calls by name; each returns ids (Q, k), an array or a tensor.
         exact: (CHECKED, k), what the first queries are to find.
+        row_bytes: Of a row of the database, once read; by default as given.
+        matmul: As in ``Work``.
     """
 
     def check(least: float) -> Callable[[Any], str]:
@@ -152,9 +156,9 @@ def search_case(size: SearchSize, makers: dict[str, Callable[[], Call]], exact: 
         return judge
 
     contestants = [Contestant(name, make, check(1.0 if name == "iiae_fast" else _AGREEMENT)) for name, make in makers.items()]
-    bytes_read = 4 * (size.rows + size.queries) * size.dim
+    bytes_read = size.rows * (row_bytes or 4 * size.dim) + 4 * size.queries * size.dim
     flops = 2 * size.queries * size.rows * size.dim
-    work = Work(bytes=bytes_read, flops=flops, items=size.queries, unit="queries")
+    work = Work(bytes=bytes_read, flops=flops, items=size.queries, unit="queries", matmul=matmul)
     return Case(str(size), contestants, check(1.0), work, vars(size), cold=False, replay=False)
 
 

@@ -1,4 +1,9 @@
-"""The CUDA cases of the retrieval benchmark: exact search of an index beside torch's matrix product and flashlib."""
+"""The CUDA cases of the retrieval benchmark: exact search of an index beside torch's matrix product and flashlib.
+
+flashlib takes part where it can be imported, and is said to be absent elsewhere. It is a pure Python wheel that needs torch,
+Triton 3.6 and tqdm, so it can be carried to a machine without a network: ``pip download --no-deps flashlib==0.4.0`` where there
+is one, and there ``pip install --no-deps flashlib-0.4.0-py3-none-any.whl`` (or ``--target FOLDER``, and that on PYTHONPATH).
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,13 @@ _MOST_PAIRS = 2e10  # for rivals that write one
 _SIZES = [
     SearchSize(16_384, 100_000, 128, 10),
     SearchSize(1, 10_000_000, 64, 10),
+    SearchSize(10_000, 10_000_000, 64, 10),
     SearchSize(16_384, 100_000, 128, 100),
     SearchSize(16_384, 100_000, 128, 1000),
     SearchSize(16, 1_000_000, 64, 20_000),
     SearchSize(1000, 4_000_000, 64, 10, one_shot=True),
-    SearchSize(10_000, 10_000_000, 64, 10),
 ]
+_QUICK = 3  # of them: compute-bound, memory-bound, and both large
 _TOY = [SearchSize(10, 1100, 8, 3), SearchSize(3, 1100, 8, 3, one_shot=True)]
 
 
@@ -42,7 +48,7 @@ def cases_on(settings: Settings, device: torch.device) -> Iterator[Case]:
 
         yield Case("index on a CUDA device", [Contestant("iiae_fast", absent)], lambda _: "", cold=False, replay=False)
         return
-    for size in _TOY if settings.toy else _SIZES[:2] if settings.quick else _SIZES:
+    for size in _TOY if settings.toy else _SIZES[:_QUICK] if settings.quick else _SIZES:
         yield _case(size, settings.seed, device)
     queries, rows = (9, 300) if settings.toy else (512, 17_101) if settings.quick else (12_694, 17_101)
     yield evaluation_case(settings, queries, rows, lambda array: torch.from_numpy(array).to(device))
@@ -65,7 +71,10 @@ def _case(size: SearchSize, seed: int, device: torch.device) -> Case:
         "matmul + topk": lambda: _matmul(size, rows, queries),
         "flashlib": lambda: _flashlib(size, rows, queries),
     }
-    return search_case(size, makers, _exact_ids(rows, queries[:CHECKED], size.k).numpy())
+    exact = _exact_ids(rows, queries[:CHECKED], size.k).numpy()
+    # What an index has to read of a row is its int8 form, in steps of 64 values, and two fp32 numbers.
+    row_bytes = None if size.one_shot else -(-size.dim // 64) * 64 + 8
+    return search_case(size, makers, exact, row_bytes, "int8")
 
 
 def _exact_ids(rows: Tensor, queries: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ from iiae_fast.bench.summary import Row
 from iiae_fast.errors import require
 
 _OURS, _RIVAL, _LINE = "#0b6bcb", "#c0392b", "#8a8f98"
-_PEAKS = {"float32": "fp32", "tf32": "TF32", "bfloat16": "bf16", "float16": "fp16"}
+_PEAKS = {"float32": "fp32", "tf32": "TF32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
 
 
 def plot(rows: Sequence[Row], limits: Mapping[str, float], device: str) -> bytes | None:

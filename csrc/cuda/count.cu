@@ -52,32 +52,29 @@ struct CountTask {
 };
 
 template <bool kResident>
-__global__ void __launch_bounds__(kProductThreads, 2) count_kernel(CountTask task) {
-  __shared__ TileBounds<Shape> bounds;
+__global__ void __launch_bounds__(kProductThreads, Shape::kBlocksAtOnce) count_kernel(CountTask task) {
+  __shared__ QueryBounds<Shape> bounds;
   const TileLane<Shape> own;
-  bounds.load_queries(task.queries);
+  bounds.load(task.queries);
   const auto finish = [&](std::size_t tile, const Shape::Sums& sums) {
-    const float tile_norm = task.rows.tile_norm[tile];
-    const float tile_residual = task.rows.tile_residual[tile];
-    bounds.load_rows(task.rows, tile);
-    __syncthreads();
+    const RowBounds<Shape> rows(task.rows, tile, own);
 #pragma unroll
     for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
       for (unsigned side = 0; side < 2; ++side) {
-        const auto column = bounds.column(own.column(c, side), tile_norm, tile_residual);
+        const Column column = bounds.column(own.column(c, side), rows);
         const std::size_t query = blockIdx.y * Shape::kQueries + column.place;
 #pragma unroll
         for (unsigned half = 0; half < 2; ++half) {
           const unsigned place = own.row(0, half);
           const std::int32_t product = sums[0][c][2 * half + side];
-          if (!bounds.passes(column, place, product)) continue;  // behind all relevant rows
+          if (!passes(rows, 0, half, column, product)) continue;  // behind all relevant rows
           const std::size_t id = dealt_row(task.rows.tiles, tile, place);
           if (id >= task.rows.count || query >= task.queries.count) continue;
           if (!task.labels.counts(query, id, task.start + id)) continue;
           const std::size_t at = tile * kTileVectors + place;
-          const CostInterval cost =
-              cost_interval(task.problem, task.rows, task.queries.states[query], at, product, tile_norm, tile_residual);
+          const CostInterval cost = cost_interval(task.problem, task.rows, task.queries.states[query], at, product,
+                                                  rows.tile_norm, rows.tile_residual);
           if (task.relevant.add_if_clear(query, cost.lowest, cost.highest)) continue;
           atomicOr(&task.marks[query * task.words + at / kWordBits], 1u << at % kWordBits);
         }

@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::size_t kMaxWidth = 60'000;  // int8 sums of more dimensions could overflow
 constexpr std::size_t kFirstRows = 256;    // of the first round
-constexpr std::size_t kLostSlots = 16;     // lost queries at a time, if their keys fit
+constexpr std::size_t kLostSlots = 128;    // lost queries at a time, if their keys fit
 constexpr std::size_t kLostBytes = 64 << 20;
 constexpr std::size_t kMostQueries = 1 << 16;  // at a time
 constexpr unsigned kThreads = 256;

@@ -16,6 +16,8 @@ inline void check(cudaError_t error, const char* what) {
 
 inline constexpr unsigned kMostGridRows = 65535;  // blocks in the second and third dimension of a grid
 
+inline constexpr unsigned kMostThreads = 1024;  // of a block
+
 inline std::size_t blocks_for(std::size_t items, std::size_t per_block) { return (items + per_block - 1) / per_block; }
 
 template <class... Parameters, class... Arguments>

@@ -59,8 +59,9 @@ __global__ void keep_best_kernel(Key* keys, std::size_t stride, std::size_t n, s
   keep(keys + q * stride, n, k, best + q * k, scratch + q * k);
 }
 
-__global__ void measure_candidates_kernel(Piece piece, CanonicalQueries queries, Candidates candidates, std::size_t k,
-                                          Key* best, Key* keys, Key* scratch) {
+__global__ void __launch_bounds__(kMostThreads)
+    measure_candidates_kernel(Piece piece, CanonicalQueries queries, Candidates candidates, std::size_t k, Key* best, Key* keys,
+                              Key* scratch) {
   const unsigned q = blockIdx.x;
   const std::size_t count = candidates.count[q];
   if (count > candidates.room) return;  // lost
@@ -126,8 +127,8 @@ void keep_best(std::size_t count, Key* keys, std::size_t stride, std::size_t n, 
 
 void measure_candidates(const Piece& piece, const CanonicalQueries& queries, std::size_t count, const Candidates& candidates,
                         std::size_t k, Key* best, Key* keys, Key* scratch, cudaStream_t stream) {
-  launch(measure_candidates_kernel, static_cast<unsigned>(count), kThreads / 2, 0, stream, piece, queries, candidates, k, best,
-         keys, scratch);
+  launch(measure_candidates_kernel, static_cast<unsigned>(count), threads_for_query(k), 0, stream, piece, queries, candidates,
+         k, best, keys, scratch);
 }
 
 void measure_lost(const Piece& piece, const CanonicalQueries& queries, const Candidates& candidates, const Filter& filter,

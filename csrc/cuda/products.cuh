@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/packed.cuh"
@@ -26,6 +28,8 @@ struct TileShape {
   static constexpr unsigned kRowWarps = kWarpsOfRows;
   static constexpr unsigned kQueries = kProductWarps / kRowWarps * kQueryBlocks * 8;
   static constexpr std::size_t kQueryBytes = kQueries * kChunk;
+  // That run at once on a multiprocessor, by their registers: more where there are few sums, for more copies under way.
+  static constexpr unsigned kBlocksAtOnce = kRowBlocks * kQueryBlocks == 1 ? 4 : 2;
   using Sums = std::int32_t[kRowBlocks][kQueryBlocks][4];
 };
 
@@ -47,7 +51,7 @@ __device__ inline void copy_block(std::byte* shared, const std::int8_t* global, 
 }
 
 // Calls finish(tile, sums) for this block's share of the row tiles [first, last) and the query tile blockIdx.y. With kResident,
-// all chunks of the query tile stay in shared memory; else they come with each stage. There is a barrier between two calls.
+// all chunks of the query tile stay in shared memory; else they come with each stage.
 template <class Shape, bool kResident, class Finish>
 __device__ __forceinline__ void multiply_tiles(const PackedRows& rows, const std::int8_t* query_values, std::size_t first,
                                                std::size_t last, Finish finish) {
@@ -150,43 +154,61 @@ __device__ inline CostInterval cost_interval(const Problem& problem, const Packe
   return {middle - room, middle + room};
 }
 
-// What is in shared memory beside the stages: bounds of a query tile, and the part of a row tile that is compared with them.
+// What a lane's products are compared with: of the rows of its sums, in registers, and of their tile.
 template <class Shape>
-struct TileBounds {
-  QueryBound queries[Shape::kQueries];
-  float inverse_scale[kTileVectors];
-  float threshold[kTileVectors];
+struct RowBounds {
+  float inverse_scale[Shape::kRowBlocks][2];
+  float threshold[Shape::kRowBlocks][2];
+  float tile_norm;
+  float tile_residual;
 
-  __device__ void load_queries(const PackedQueries& packed) {
+  __device__ RowBounds(const PackedRows& rows, std::size_t tile, const TileLane<Shape>& lane)
+      : tile_norm(rows.tile_norm[tile]), tile_residual(rows.tile_residual[tile]) {
+#pragma unroll
+    for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
+#pragma unroll
+      for (unsigned half = 0; half < 2; ++half) {
+        const std::size_t at = tile * kTileVectors + lane.row(r, half);
+        inverse_scale[r][half] = rows.inverse_scale[at];
+        threshold[r][half] = rows.threshold[at];
+      }
+    }
+  }
+};
+
+// A query of a tile, at this place of it, and what its bound needs of a tile of rows as a whole; see QueryBound.
+struct Column {
+  unsigned place;
+  QueryBound bound;
+  float init;
+};
+
+// Bounds of the block's tile of queries, in shared memory.
+template <class Shape>
+struct QueryBounds {
+  QueryBound queries[Shape::kQueries];
+
+  // The caller puts a barrier behind it.
+  __device__ void load(const PackedQueries& packed) {
     for (unsigned q = threadIdx.x; q < Shape::kQueries; q += kProductThreads) {
       queries[q] = packed.bounds[blockIdx.y * Shape::kQueries + q];
     }
   }
 
-  // The caller puts a barrier behind it.
-  __device__ void load_rows(const PackedRows& rows, std::size_t tile) {
-    if (threadIdx.x >= kTileVectors) return;
-    inverse_scale[threadIdx.x] = rows.inverse_scale[tile * kTileVectors + threadIdx.x];
-    threshold[threadIdx.x] = rows.threshold[tile * kTileVectors + threadIdx.x];
-  }
-
-  // A query of the tile, and what its bound needs of a tile of rows as a whole; see QueryBound.
-  struct Column {
-    unsigned place;
-    QueryBound bound;
-    float init;
-  };
-  __device__ Column column(unsigned place, float tile_norm, float tile_residual) const {
+  __device__ Column column(unsigned place, const RowBounds<Shape>& rows) const {
     const QueryBound bound = queries[place];
-    return {place, bound, (bound.residual * tile_norm + bound.norm * tile_residual) * (1.0f + 0x1p-20f) + kSumRoom};
-  }
-
-  // Whether a row's cost may be below the query's limit. NaN passes.
-  __device__ bool passes(const Column& query, unsigned row, std::int32_t product) const {
-    const float least = fmaf(query.bound.a, inverse_scale[row], fmaf(query.bound.b, threshold[row], -query.init));
-    return !(static_cast<float>(product) < least);
+    const float error = bound.residual * rows.tile_norm + bound.norm * rows.tile_residual;
+    return {place, bound, error * (1.0f + 0x1p-20f) + kSumRoom};
   }
 };
+
+// Whether the cost of a row and a query may be below the query's limit. NaN passes.
+template <class Shape>
+__device__ inline bool passes(const RowBounds<Shape>& rows, unsigned r, unsigned half, const Column& query,
+                              std::int32_t product) {
+  const float offset = fmaf(query.bound.b, rows.threshold[r][half], -query.init);
+  return !(static_cast<float>(product) < fmaf(query.bound.a, rows.inverse_scale[r][half], offset));
+}
 
 inline int multiprocessors() {
   int device = 0;
@@ -200,13 +222,15 @@ inline int multiprocessors() {
 template <class Shape, bool kResident, class Task>
 void launch_products(void (*kernel)(Task), const Task& task, std::size_t chunks, std::size_t queries, std::size_t row_tiles,
                      cudaStream_t stream) {
-  constexpr unsigned kBlocksPerProcessor = 4;
+  constexpr unsigned kBlocksPerProcessor = 4;  // one or two turns
   const std::size_t shared = kStages * kRowBytes + (kResident ? chunks : kStages) * Shape::kQueryBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "asking for shared memory");
   const std::size_t query_tiles = blocks_for(queries, Shape::kQueries);
-  const std::size_t wanted = blocks_for(kBlocksPerProcessor * static_cast<std::size_t>(multiprocessors()), query_tiles);
-  const dim3 blocks(static_cast<unsigned>(wanted < row_tiles ? wanted : row_tiles), static_cast<unsigned>(query_tiles));
+  // Rounded down: of a few blocks more than run at once, the last would have the device to themselves.
+  const std::size_t most = kBlocksPerProcessor * static_cast<std::size_t>(multiprocessors()) / query_tiles;
+  const std::size_t wanted = std::clamp<std::size_t>(most, 1, row_tiles);
+  const dim3 blocks(static_cast<unsigned>(wanted), static_cast<unsigned>(query_tiles));
   launch(kernel, blocks, kProductThreads, shared, stream, task);
 }
 

@@ -12,7 +12,6 @@ namespace iiae::cuda {
 namespace {
 
 constexpr unsigned kQueue = 64;  // passing products of one warp that are treated together
-constexpr unsigned kTightenThreads = 128;
 
 using ManyQueries = TileShape<2, 8, 4>;
 using FewQueries = TileShape<1, 1, 8>;
@@ -55,18 +54,15 @@ __device__ void treat(const ScanTask& task, const Passed& passed, std::size_t ti
 }
 
 template <class Shape, bool kResident>
-__global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task) {
+__global__ void __launch_bounds__(kProductThreads, Shape::kBlocksAtOnce) scan_kernel(ScanTask task) {
   __shared__ Passed queue[kProductWarps][kQueue];
-  __shared__ TileBounds<Shape> bounds;
+  __shared__ QueryBounds<Shape> bounds;
   const TileLane<Shape> own;
   const unsigned lane = threadIdx.x % kWarp;
   Passed* const passed = queue[threadIdx.x / kWarp];
-  bounds.load_queries(task.queries);
+  bounds.load(task.queries);
   const auto finish = [&](std::size_t tile, const typename Shape::Sums& sums) {
-    const float tile_norm = task.rows.tile_norm[tile];
-    const float tile_residual = task.rows.tile_residual[tile];
-    bounds.load_rows(task.rows, tile);
-    __syncthreads();
+    const RowBounds<Shape> rows(task.rows, tile, own);
     // Sweeps until all that passed has been in the queue; nearly always one is enough.
     for (unsigned done = 0;; done += kQueue) {
       unsigned seen = 0;
@@ -74,18 +70,27 @@ __global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task)
       for (unsigned c = 0; c < Shape::kQueryBlocks; ++c) {
 #pragma unroll
         for (unsigned side = 0; side < 2; ++side) {
-          const auto column = bounds.column(own.column(c, side), tile_norm, tile_residual);
+          const Column column = bounds.column(own.column(c, side), rows);
+          // Nearly always none of the warp's passes: one vote on all of them, and not one on each.
+          bool any = false;
 #pragma unroll
           for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
 #pragma unroll
             for (unsigned half = 0; half < 2; ++half) {
-              const unsigned row = own.row(r, half);
+              any |= passes(rows, r, half, column, sums[r][c][2 * half + side]);
+            }
+          }
+          if (!__any_sync(kAllLanes, any)) continue;
+#pragma unroll
+          for (unsigned r = 0; r < Shape::kRowBlocks; ++r) {
+#pragma unroll
+            for (unsigned half = 0; half < 2; ++half) {
               const std::int32_t product = sums[r][c][2 * half + side];
-              const bool passes = bounds.passes(column, row, product);
-              const unsigned passing = __ballot_sync(kAllLanes, passes);
+              const bool may = passes(rows, r, half, column, product);
+              const unsigned passing = __ballot_sync(kAllLanes, may);
               if (passing == 0) continue;
               const unsigned at = seen + __popc(passing & ((1u << lane) - 1u)) - done;
-              if (passes && at < kQueue) passed[at] = {product, row | column.place << 16};
+              if (may && at < kQueue) passed[at] = {product, own.row(r, half) | column.place << 16};
               seen += __popc(passing);
             }
           }
@@ -94,7 +99,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task)
       __syncwarp();
       const unsigned waiting = seen > done ? seen - done : 0;
       for (unsigned i = lane; i < waiting && i < kQueue; i += kWarp) {
-        treat(task, passed[i], tile, blockIdx.y * Shape::kQueries, tile_norm, tile_residual);
+        treat(task, passed[i], tile, blockIdx.y * Shape::kQueries, rows.tile_norm, rows.tile_residual);
       }
       __syncwarp();
       if (waiting <= kQueue) break;
@@ -104,7 +109,8 @@ __global__ void __launch_bounds__(kProductThreads, 2) scan_kernel(ScanTask task)
 }
 
 // One block for one query.
-__global__ void tighten_kernel(Problem problem, PackedRows rows, PackedQueries queries, Candidates candidates, std::size_t k) {
+__global__ void __launch_bounds__(kMostThreads)
+    tighten_kernel(Problem problem, PackedRows rows, PackedQueries queries, Candidates candidates, std::size_t k) {
   const std::size_t q = blockIdx.x;
   QueryState& state = queries.states[q];
   const std::size_t count = candidates.count[q];
@@ -175,8 +181,8 @@ void scan(const Problem& problem, const PackedRows& rows, const PackedQueries& q
 
 void tighten(const Problem& problem, const PackedRows& rows, const PackedQueries& queries, const Candidates& candidates,
              std::size_t k, cudaStream_t stream) {
-  launch(tighten_kernel, static_cast<unsigned>(queries.count), kTightenThreads, 0, stream, problem, rows, queries, candidates,
-         k);
+  launch(tighten_kernel, static_cast<unsigned>(queries.count), threads_for_query(k), 0, stream, problem, rows, queries,
+         candidates, k);
 }
 
 }  // namespace iiae::cuda

@@ -5,12 +5,17 @@
 
 #include "canonical.h"
 #include "cuda/canonical.cuh"
+#include "cuda/launch.cuh"
 
 namespace iiae::cuda {
 
 inline constexpr unsigned kDigitBits = 8;
 inline constexpr unsigned kBins = 1u << kDigitBits;
 inline constexpr unsigned kSortKeys = 2048;  // that are sorted in shared memory
+
+// Threads of a block that chooses a query's k best among several times as many: few if those are few, as there are mostly many
+// queries.
+inline unsigned threads_for_query(std::size_t k) { return k <= kSortKeys / 2 ? 128 : kMostThreads; }
 
 // The bin that the rank-th smallest word is in, and how many words are in bins before it. By the first warp of a block.
 __device__ inline void choose_bin(const unsigned* bins, std::size_t rank, unsigned& chosen, std::size_t& before) {

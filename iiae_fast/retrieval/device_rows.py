@@ -51,6 +51,7 @@ class DeviceRows:
 def as_device_rows(values: object, name: str, metric: str, runtime: Runtime) -> tuple[DeviceRows, bool]:
     """Rows as given, on the device, and whether they were a tensor. Values are checked by ``checked``."""
     if not isinstance(values, Tensor):
+        refuse_capture(name, runtime)
         rows = as_rows(values, name, metric)
         return upload(rows.array, rows.dtype, runtime), False
     check_device(values, name, runtime)
@@ -65,6 +66,12 @@ def check_device(values: Tensor, name: str, runtime: Runtime) -> None:
     """Refuse a tensor that lies elsewhere."""
     if values.device != runtime.device:
         raise InputError(f"{name} is on {values.device}; accepted is {runtime.device}, like the database, or a numpy array")
+
+
+def refuse_capture(name: str, runtime: Runtime) -> None:
+    """Refuse what lies in host memory while a graph is captured: a replay would not copy it."""
+    if runtime.capturing():
+        raise InputError(f"{name} is in host memory; accepted is a tensor on {runtime.device} while a CUDA graph is captured")
 
 
 def upload(array: np.ndarray[Any, Any], dtype: str, runtime: Runtime) -> DeviceRows:
@@ -125,6 +132,7 @@ def as_device_mask(values: Any, name: str, queries: int, rows: int, runtime: Run
     if values is None:
         return None
     if not isinstance(values, Tensor):
+        refuse_capture(name, runtime)
         return torch.from_numpy(np.ascontiguousarray(as_mask(values, name, queries, rows))).to(runtime.device)
     check_device(values, name, runtime)
     if values.dtype != torch.bool or tuple(values.shape) not in {(rows,), (queries, rows)}:
@@ -139,4 +147,9 @@ def as_device_row_ids(values: Any, name: str, queries: int, rows: int, runtime: 
         check_device(values, name, runtime)
         if runtime.capturing():
             return values.to(torch.int64).contiguous()  # its values can't be looked at
+    elif isinstance(values, str):
+        as_row_ids(values, name, queries, rows)
+        return torch.arange(queries, device=runtime.device)
+    else:
+        refuse_capture(name, runtime)
     return torch.from_numpy(as_row_ids(values, name, queries, rows)).to(runtime.device)

@@ -128,14 +128,14 @@ def resolve(device: object) -> Runtime:
     Raises:
         InputError: No CUDA device, or none of that number.
     """
-    if _replaced is not None:
-        return _replaced
     try:
         found = torch.device(str(device))
     except RuntimeError:
         found = None
     if found is None or found.type != "cuda":
         raise InputError(f"device={str(device)!r}: accepted are 'cpu' and 'cuda' (or 'cuda:0', ...)")
+    if _replaced is not None:
+        return _replaced
     functions = engine()
     count = torch.cuda.device_count()
     index = found.index if found.index is not None else torch.cuda.current_device() if count else 0

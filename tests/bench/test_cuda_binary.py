@@ -23,7 +23,8 @@ def test_kernels_fit_their_registers_and_use_the_tensor_cores() -> None:
     for one in usages:
         for name, number in products.items():
             if one.kernel.startswith(name):
-                assert one.registers <= 128  # two blocks of 256 threads share a multiprocessor
+                # Two blocks of 256 threads share a multiprocessor; four, where the scan waits for memory.
+                assert one.registers <= (64 if "<8 queries" in one.kernel else 128)
                 assert one.products == number
 
 

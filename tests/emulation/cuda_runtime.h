@@ -108,6 +108,7 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   for (unsigned i = 0; i < 32; ++i) result |= (mask >> i & 1u) ? all[i] << i : 0u;
   return result;
 }
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __popc(unsigned value) { return std::popcount(value); }
 
 template <class T>
