@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from iiae_fast import retrieval
 from iiae_fast.errors import InputError
 from iiae_fast.export.graphs import GRAPHS, Graph, Head, evaluate, head_named, output_shape, tensor_shape
 from iiae_fast.export.onnx import weights_sha256
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2, "int8": 1e-1, "fp8": 1e-1}
 
 _BATCH = 256  # samples per run
-_BLOCK = 1024  # rows of the distance matrix at a time
 
 
 class ParityError(RuntimeError):
@@ -246,7 +246,9 @@ def _compare(
     scale = float(np.abs(b).max())
     finite = bool(np.isfinite(errors[worst]))
     codes = graph.kind == "encoder" and len(a) > 1 and finite
-    top1, top10 = _agreement(a, b) if codes else (None, None)
+    top1, top10 = (
+        _agreement(*(_nearest(values.reshape(len(values), -1)) for values in (ours, theirs))) if codes else (None, None)
+    )
     return ParityReport(
         graph=graph.name,
         output=output,
@@ -278,33 +280,23 @@ def _with_gallery(
     """With the agreement across domains, of z_s; codes and items each by the session and by the model."""
     if report.output != "z_s" or not all(np.isfinite(values).all() for values in (*codes, *items)):
         return report
-    ours, theirs, our_items, their_items = (values.astype(np.float64) for values in (*codes, *items))
-    top1, top10 = _agreement(ours, theirs, (our_items, their_items))
+    top1, top10 = _agreement(*(_nearest(*pair) for pair in zip(codes, items)))
     return dataclasses.replace(report, gallery_top1_agreement=top1, gallery_top10_agreement=top10)
 
 
-def _agreement(a: NDArray[Any], b: NDArray[Any], items: tuple[NDArray[Any], NDArray[Any]] | None = None) -> tuple[float, float]:
-    """Shares of equal nearest and ten nearest: items of a's and b's, or other rows of a and b themselves."""
-    k = min(10, len(a) - 1 if items is None else len(items[0]))
-    first = nearest = 0
-    for start in range(0, len(a), _BLOCK):
-        ours, theirs = (
-            _neighbours(codes, start, k, None if items is None else items[side]) for side, codes in enumerate((a, b))
-        )
-        first += int((ours[:, 0] == theirs[:, 0]).sum())
-        nearest += sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
-    return first / len(a), nearest / (len(a) * k)
+def _agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float]:
+    """Shares of equal nearest and equal ten nearest, of indices ``(B, k)``."""
+    same = sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
+    return float((ours[:, 0] == theirs[:, 0]).mean()), same / ours.size
 
 
-def _neighbours(codes: NDArray[Any], start: int, k: int, items: NDArray[Any] | None = None) -> NDArray[Any]:
-    """``(rows, k)`` indices of the items, or other codes, nearest to a block of codes; nearest first, ties to the lowest."""
-    queries, database = codes[start : start + _BLOCK], codes if items is None else items
-    squared = np.einsum("ij,ij->i", database, database)
-    distances = squared - 2 * queries @ database.T  # without the query's own norm, which changes no order
-    if items is None:
-        distances[np.arange(len(queries)), np.arange(start, start + len(queries))] = np.inf
-    order: NDArray[Any] = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return order
+def _nearest(codes: NDArray[Any], items: NDArray[Any] | None = None) -> NDArray[Any]:
+    """``(B, k)`` indices of the ten items nearest to each code, or of the ten other codes; of all where there are fewer."""
+    itself = items is None
+    database = codes if items is None else items
+    k = min(10, len(database) - itself)
+    found: NDArray[Any] = retrieval.search(codes, database, k, exclude="self" if itself else None).indices
+    return found
 
 
 def _judge(report: ParityReport, session: Session, model: IIAE, min_top1_agreement: float | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import importlib.util
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,26 @@ def test_nothing_is_collected_while_it_logs(export_graph: Export, tmp_path: Path
     assert len(collecting) > 2
     assert not any(collecting)
     assert gc.isenabled()
+
+
+def test_threads_take_turns(export_graph: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that ends must not turn collection on under another one."""
+    source = export_graph("feature", "shared_x")
+    plain, collecting, waiting = Flavor._log, [], threading.Barrier(2)
+
+    def watched(flavor: Flavor) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            waiting.wait(0.3)  # until both build at once, if they can
+        collecting.append(gc.isenabled())
+        return plain(flavor)
+
+    monkeypatch.setattr(Flavor, "_log", watched)
+    with ThreadPoolExecutor(2) as pool:
+        infos = list(pool.map(lambda name: build_tensorrt(source, tmp_path / name), ("a.plan", "b.plan")))
+    assert waiting.broken  # they could not
+    assert collecting == [False, False]
+    assert gc.isenabled()
+    assert [info.size for info in infos] == [(tmp_path / name).stat().st_size for name in ("a.plan", "b.plan")]
 
 
 def test_sources(export_graph: Export, tmp_path: Path) -> None:
