@@ -49,9 +49,9 @@ def quantize(
     """Write an 8-bit version of a float32 graph, with ranges calibrated on data.
 
     Weights are quantized per output channel. The last layer of each output stays float32: its error alone would go into the
-    output directly, and it is a small part of the work. With ``target="cpu"`` so does the convolution that reads the image,
-    where another layer is left to quantize: pixels in [−1, 1] have no 8-bit form with a whole zero point, and its work is
-    small too.
+    output directly, and it is a small part of the work. On the CPU and with fp8, so does the convolution that reads the
+    image, where another layer is left to quantize: pixels in [−1, 1] have no 8-bit integers with a whole zero point, and the 4
+    significant bits of fp8 are too few for them.
 
     Args:
         source: A file of ``to_onnx`` with ``precision="fp32"``.
@@ -96,7 +96,7 @@ def quantize(
         raise InputError("samples are empty: calibration needs data, a few hundred samples are good")
 
     model: onnx.ModelProto = onnx.load(source)
-    keep = _float_nodes(model.graph, target)
+    keep = _float_nodes(model.graph, target, precision)
     if not any(node.op_type in _LAYERS[target] and node.name not in keep for node in model.graph.node):
         graph = session.metadata["graph"]
         raise InputError(
@@ -127,14 +127,15 @@ def _finite(name: str, values: Array) -> NDArray[Any]:
     return array
 
 
-def _float_nodes(graph: onnx.GraphProto, target: Target) -> list[str]:
+def _float_nodes(graph: onnx.GraphProto, target: Target, precision: Precision) -> list[str]:
     """Names of the nodes that stay float32."""
     keep = last_layers(graph)
+    wider = [*keep, *image_layers(graph)]
+    others = any(node.op_type in _LAYERS[target] and node.name not in wider for node in graph.node)
+    if others and (target == "cpu" or precision == "fp8"):
+        keep = wider
     if target != "cpu":
         return keep
-    wider = [*keep, *image_layers(graph)]
-    if any(node.op_type in _LAYERS[target] and node.name not in wider for node in graph.node):
-        keep = wider
     quantized: set[str] = set()  # values that come out of int8
     stays = []
     for node in graph.node:  # in topological order

@@ -337,7 +337,7 @@ def show(found: dict[str, Any]) -> None:
             report["precision"],
             f"{report['max_relative_error']:.1e}",
             f"{report['tolerance']:g}",
-            f"{report['cosine']:.7f}",
+            f"{report['cosine']:.5f}",
             agreement(report["top1_agreement"]),
             agreement(report["gallery_top1_agreement"]),
         )

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_cases import FAMILIES, images, pairs
+from export_cases import FAMILIES, float_layers_of, images, pairs
 
 from iiae_fast import IIAE, ModelConfig
 from iiae_fast.errors import CheckpointError, InputError, MissingExtraError
@@ -36,26 +36,6 @@ def quantized_layers(path: Path) -> Counter[str]:
             assert weight == (producers.get(node.input[0]) == "DequantizeLinear") or not weight
             found[node.op_type] += weight
     return found
-
-
-def float_layers_of(source: Path) -> set[str]:
-    """The last layer of each output and, where others are left, the convolution that reads the image: walked here anew."""
-    graph = onnx.load(source).graph
-    layers = [node for node in graph.node if node.op_type in LAYERS]
-    feeds = {name: node for node in graph.node for name in node.output}
-
-    def before(node: onnx.NodeProto) -> set[str]:
-        found = set()
-        for name in node.input:
-            if name in feeds:
-                found |= {feeds[name].name} | before(feeds[name])
-        return found
-
-    behind = {node.name: before(node) & {layer.name for layer in layers} for node in layers}
-    last = {name for name in behind if not any(name in others for others in behind.values())}
-    reads_image = {node.name for node in layers if node.op_type == "Conv" and not behind[node.name]}
-    left = {node.name for node in layers if node.op_type != "ConvTranspose"} - last - reads_image
-    return last | reads_image if left else last
 
 
 # every one that has a layer to quantize: the spatial decoders have transposed convolutions only
@@ -132,7 +112,8 @@ def test_for_tensorrt(
     calibration = complete_inputs(load(source, device="cpu"), copy.deepcopy(model).eval(), pairs(model, 128))
     path = quantize(source, tmp_path / "small.onnx", calibration, target="tensorrt", precision=precision)
     layers = Counter(node.op_type for node in onnx.load(source).graph.node if node.op_type in LAYERS)
-    assert layers_read_in(path, EIGHT_BITS[precision]).total() == layers.total() - len(GRAPHS[graph].outputs)
+    kept = float_layers_of(source, LAYERS) if precision == "fp8" else GRAPHS[graph].outputs
+    assert layers_read_in(path, EIGHT_BITS[precision]).total() == layers.total() - len(kept)
     session = load(path, device="cpu")
     assert session.reason.endswith("quantized for TensorRT, whose arithmetic it simulates in float32")
     report = verify(session, model, pairs(model, 64, seed=7))
