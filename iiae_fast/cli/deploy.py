@@ -343,15 +343,7 @@ def show(found: dict[str, Any]) -> None:
         )
         for report in reports
     ]
-    columns = (
-        "graph",
-        "precision",
-        ">relative error",
-        ">accepted",
-        ">smallest cosine",
-        ">same nearest neighbour",
-        ">across domains",
-    )
+    columns = ("graph", "precision", ">relative error", ">limit", ">cosine", ">same nearest neighbour", ">across domains")
     table(f"ONNX Runtime against the model, {reports[0]['samples']} test pairs", columns, rows)
     if "retrieval" in found:
         repeated = found["retrieval"]
