@@ -17,11 +17,12 @@ from iiae_fast.errors import MissingExtraError
 from iiae_fast.storage import write_atomic
 
 _COLUMNS = (
-    "case", "contestant", "cache", "launch", ">p50", ">p20 – p80", ">± in a run", ">between runs", ">rate", ">of copy",
+    "case", "contestant", "cache", "launch", ">p50", ">p20 – p80", ">p99", ">± in a run", ">between runs", ">rate", ">of copy",
     ">of matmul", ">peak memory", ">ours is faster by",
 )  # fmt: skip
 _READING = (
-    "Times are wall-clock times of one call: the median over all samples of all runs, with the 20th and 80th percentile. "
+    "Times are wall-clock times of one call: the median over all samples of all runs, with the 20th, 80th and 99th percentile "
+    "(the last one of fewer than a hundred samples is nearly the slowest). "
     "“± in a run” is the half width of the median's 95 % interval, relative to it, of the worst run; “between runs” is half "
     "the range of the runs' medians (a run is one process). Contestants of a case were sampled in turns, so the speedup is "
     "that of samples of the same round; its 95 % interval counts runs, and is missing for a single one. Cold means that more "
@@ -80,6 +81,7 @@ def timing_table(found: Sequence[Row]) -> Table:
                 row.launch,
                 seconds(row.p50),
                 f"{seconds(row.p20)} – {seconds(row.p80)}",
+                seconds(row.p99),
                 percent(row.error),
                 percent(row.spread) if len(row.runs) > 1 else "one run",
                 per_second,

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from iiae_fast.bench.compare import speedup
 from iiae_fast.bench.results import Results, key, quantiles
 
@@ -18,7 +20,7 @@ class Row:
 
     Attributes:
         suite, benchmark, case, contestant, ours, cache, launch: What it is.
-        p20, p50, p80: Seconds a call, of the samples of all runs.
+        p20, p50, p80, p99: Seconds a call, of the samples of all runs.
         error: Half width of the median's 95 % interval within a run, relative to it; the worst run's.
         spread: Half the range of the runs' medians, relative to the median.
         runs: Samples by run.
@@ -39,6 +41,7 @@ class Row:
     p20: float
     p50: float
     p80: float
+    p99: float
     error: float
     spread: float
     runs: list[list[float]]
@@ -73,7 +76,8 @@ def _row(
     suite, benchmark, case, contestant, cache, launch = name
     runs = [line["samples"] for line in lines]
     medians = [line["p50"] for line in lines]
-    pooled = quantiles([sample for run in runs for sample in run])
+    samples = [sample for run in runs for sample in run]
+    pooled = quantiles(samples)
     work = {field: lines[-1][field] for field in ("bytes", "flops", "items", "unit", "matmul")}
     against = None
     if ours is not None and not lines[0]["ours"]:
@@ -89,6 +93,7 @@ def _row(
         cache,
         launch,
         **pooled,
+        p99=float(np.quantile(samples, 0.99)),
         error=max(line["relative_error"] for line in lines),
         spread=(max(medians) - min(medians)) / 2 / pooled["p50"],
         runs=runs,

@@ -14,6 +14,7 @@ import gc
 import importlib
 import importlib.util
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -29,18 +30,24 @@ Batches = tuple[int, int, int]
 """Smallest batch, the one to tune for, largest."""
 
 
+_turn = threading.Lock()
+
+
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
     """TensorRT logs with a lock held that the end of its objects takes too: a collection during a logger's ``log`` that found
     an old builder, kept by a failed build's traceback say, would wait for ever.
+
+    Collection is the whole process's, so threads take turns: none turns it on again while another one builds.
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    with _turn:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["OnnxSession", "open_onnx"]
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,9 +54,20 @@ class OnnxSession(Session):
             self._runtime.run_with_iobinding(binding)
 
 
+def _onnxruntime() -> Any:
+    """The module onnxruntime, without telemetry: since 1.29, official builds report every session to Microsoft and keep an
+    identifier of the machine under ``~/.cache``, unless told not to before they are imported. A value that is set is kept.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return require("onnxruntime", "onnx")
+
+
 def open_onnx(path: Path, device: str, threads: int | None, cuda_graph: bool) -> OnnxSession:
     """``load`` for ONNX files, with the same arguments and errors."""
-    onnxruntime = require("onnxruntime", "onnx")
+    onnxruntime = _onnxruntime()
     data = read_whole(path, "an ONNX file")
     intact = sealed(data)
     if intact is False:
@@ -64,6 +76,8 @@ def open_onnx(path: Path, device: str, threads: int | None, cuda_graph: bool) ->
         raise CheckpointError(f"{path}: {_what_is_it(onnxruntime, data)}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings about its own optimizations are no news to a user
+    # Idle threads that spin for more work take the cores from other sessions, from torch and from retrieval in this process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     runtime, chosen, reason = choose(onnxruntime, data, options, device, cuda_graph)

@@ -5,13 +5,15 @@ from __future__ import annotations
 __all__ = ["TOLERANCES", "ParityError", "ParityReport", "complete_inputs", "verify"]
 
 import copy
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from iiae_fast import retrieval
 from iiae_fast.errors import InputError
 from iiae_fast.export.graphs import GRAPHS, Graph, Head, evaluate, head_named, output_shape, tensor_shape
 from iiae_fast.export.onnx import weights_sha256
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2, "int8": 1e-1, "fp8": 1e-1}
 
 _BATCH = 256  # samples per run
-_BLOCK = 1024  # rows of the distance matrix at a time
 
 
 class ParityError(RuntimeError):
@@ -60,6 +61,9 @@ class ParityReport:
         top1_agreement: Encoders with two samples and more: share of samples whose nearest other sample (squared L2, ties to the
             lowest index) is the same among the session's codes as among the model's. Otherwise None.
         top10_agreement: Likewise, the mean share of the ten nearest (of all others, where there are fewer) that are the same.
+        gallery_top1_agreement: Of z_s with a gallery: share of samples whose nearest item of the other domain is the same, both
+            domains' codes by the sessions as both by the model. Otherwise None.
+        gallery_top10_agreement: Likewise, the mean share of the ten nearest items.
         tolerance: Largest accepted ``max_relative_error``.
     """
 
@@ -73,6 +77,8 @@ class ParityReport:
     worst_sample: int
     top1_agreement: float | None
     top10_agreement: float | None
+    gallery_top1_agreement: float | None
+    gallery_top10_agreement: float | None
     tolerance: float
 
 
@@ -82,6 +88,7 @@ def verify(
     samples: Inputs,
     tolerance: float | None = None,
     min_top1_agreement: float | None = None,
+    gallery: Session | None = None,
 ) -> ParityReport:
     """Run both on the same samples, and compare names, shapes, dtypes and values.
 
@@ -91,14 +98,17 @@ def verify(
         samples: As the session takes them, at least one; a tuple has the graph's inputs in order. A dictionary may hold, or a
             tuple be, a pair (x, y) for any graph: a code that is missing is the model's own for the x or y that is there.
         tolerance: Largest relative error; None takes ``TOLERANCES`` of the session's precision.
-        min_top1_agreement: Smallest share of equal nearest neighbours, from 0 to 1; None accepts any.
+        min_top1_agreement: Smallest share of equal nearest neighbours, from 0 to 1, in the gallery where there is one; None
+            accepts any.
+        gallery: Of a graph that gives z_s for x or y: the session of the other domain's, for retrieval across domains as it is
+            deployed. ``samples`` must then hold both domains.
 
     Returns:
         The output's figures; of several outputs, those of the one with the largest relative error. All are held to the limits.
 
     Raises:
         ParityError: The session has another interface than the model, its outputs are not finite, or they differ too much.
-        InputError: The samples do not fit the session.
+        InputError: The samples do not fit the session, or the gallery is not of the other domain.
     """
     graph = GRAPHS[session.metadata["graph"]]
     head = head_named(session.metadata["head"], graph)
@@ -106,25 +116,50 @@ def verify(
     _check_interface(session, model, graph, head)
     if tolerance is None:
         tolerance = TOLERANCES[precision]
+    if gallery is not None:
+        _check_gallery(session, gallery)
+        _check_interface(gallery, model, GRAPHS[gallery.metadata["graph"]], head)
     reference = copy.deepcopy(model).float().eval()
+    ours, theirs = _outputs(session, reference, samples)
+    reports = [_compare(graph, name, precision, ours[name], theirs[name], tolerance) for name in graph.outputs]
+    if gallery is not None:
+        items = tuple(outputs["z_s"] for outputs in _outputs(gallery, reference, samples))
+        reports = [_with_gallery(report, (ours["z_s"], theirs["z_s"]), items) for report in reports]
+    for report in reports:
+        _judge(report, session, model, min_top1_agreement)
+    return max(reports, key=lambda report: report.max_relative_error)
+
+
+def _outputs(session: Session, model: IIAE, samples: Inputs) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Every output of the session's graph, by the session and by the model, which is in evaluation mode."""
+    graph, head = GRAPHS[session.metadata["graph"]], cast(Head, session.metadata["head"])
+    ours: list[tuple[NDArray[Any], ...]] = []
+    theirs: list[tuple[NDArray[Any], ...]] = []
     with torch.no_grad():
-        inputs = complete_inputs(session, reference, samples)
+        inputs = complete_inputs(session, model, samples)
         count = max(len(inputs[name]) for name in graph.inputs)
         if count == 0:
             raise InputError("samples are empty: at least one is needed")
-        ours: list[tuple[NDArray[Any], ...]] = []
-        theirs: list[tuple[NDArray[Any], ...]] = []
         for start in range(0, count, _BATCH):
             part = {name: inputs[name][start : start + _BATCH] for name in graph.inputs}
             found = session(part)
             ours.append(tuple(found[name] for name in graph.outputs))
-            tensors = {name: _for_model(reference, name, values) for name, values in part.items()}
-            theirs.append(tuple(output.cpu().numpy() for output in evaluate(reference, graph, tensors, head)))
-    columns = zip(graph.outputs, zip(*ours), zip(*theirs))
-    reports = [_compare(graph, name, precision, np.concatenate(a), np.concatenate(b), tolerance) for name, a, b in columns]
-    for report in reports:
-        _judge(report, session, model, min_top1_agreement)
-    return max(reports, key=lambda report: report.max_relative_error)
+            tensors = {name: _for_model(model, name, values) for name, values in part.items()}
+            theirs.append(tuple(output.cpu().numpy() for output in evaluate(model, graph, tensors, head)))
+    by_session, by_model = (dict(zip(graph.outputs, map(np.concatenate, zip(*batches)))) for batches in (ours, theirs))
+    return by_session, by_model
+
+
+def _check_gallery(session: Session, gallery: Session) -> None:
+    graph, other = (GRAPHS[one.metadata["graph"]] for one in (session, gallery))
+    domains = {graph.inputs, other.inputs} == {("x",), ("y",)}
+    if not domains or any("z_s" not in one.outputs for one in (graph, other)):
+        raise InputError(
+            f"gallery: graph {other.name} with graph {graph.name}; accepted are shared_y and encode_y with shared_x and "
+            "encode_x, or the other way round"
+        )
+    if gallery.metadata["head"] != session.metadata["head"]:
+        raise InputError(f"gallery: its head is {gallery.metadata['head']}, the session's {session.metadata['head']}")
 
 
 def _check_interface(session: Session, model: IIAE, graph: Graph, head: Head) -> None:
@@ -211,7 +246,9 @@ def _compare(
     scale = float(np.abs(b).max())
     finite = bool(np.isfinite(errors[worst]))
     codes = graph.kind == "encoder" and len(a) > 1 and finite
-    top1, top10 = _agreement(a, b) if codes else (None, None)
+    top1, top10 = (
+        _agreement(*(_nearest(values.reshape(len(values), -1)) for values in (ours, theirs))) if codes else (None, None)
+    )
     return ParityReport(
         graph=graph.name,
         output=output,
@@ -223,6 +260,8 @@ def _compare(
         worst_sample=worst,
         top1_agreement=top1,
         top10_agreement=top10,
+        gallery_top1_agreement=None,
+        gallery_top10_agreement=None,
         tolerance=tolerance,
     )
 
@@ -235,25 +274,29 @@ def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return cosines
 
 
-def _agreement(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
-    """Shares of equal nearest and ten nearest other samples."""
-    k = min(10, len(a) - 1)
-    first = nearest = 0
-    for start in range(0, len(a), _BLOCK):
-        ours, theirs = (_neighbours(codes, start, k) for codes in (a, b))
-        first += int((ours[:, 0] == theirs[:, 0]).sum())
-        nearest += sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
-    return first / len(a), nearest / (len(a) * k)
+def _with_gallery(
+    report: ParityReport, codes: tuple[NDArray[Any], NDArray[Any]], items: tuple[NDArray[Any], ...]
+) -> ParityReport:
+    """With the agreement across domains, of z_s; codes and items each by the session and by the model."""
+    if report.output != "z_s" or not all(np.isfinite(values).all() for values in (*codes, *items)):
+        return report
+    top1, top10 = _agreement(*(_nearest(*pair) for pair in zip(codes, items)))
+    return dataclasses.replace(report, gallery_top1_agreement=top1, gallery_top10_agreement=top10)
 
 
-def _neighbours(codes: NDArray[Any], start: int, k: int) -> NDArray[Any]:
-    """``(rows, k)`` indices of the nearest others of a block of rows, nearest first, ties to the lowest index."""
-    queries = codes[start : start + _BLOCK]
-    squared = np.einsum("ij,ij->i", codes, codes)
-    distances = squared - 2 * queries @ codes.T  # without the query's own norm, which changes no order
-    distances[np.arange(len(queries)), np.arange(start, start + len(queries))] = np.inf
-    order: NDArray[Any] = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return order
+def _agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float]:
+    """Shares of equal nearest and equal ten nearest, of indices ``(B, k)``."""
+    same = sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
+    return float((ours[:, 0] == theirs[:, 0]).mean()), same / ours.size
+
+
+def _nearest(codes: NDArray[Any], items: NDArray[Any] | None = None) -> NDArray[Any]:
+    """``(B, k)`` indices of the ten items nearest to each code, or of the ten other codes; of all where there are fewer."""
+    itself = items is None
+    database = codes if items is None else items
+    k = min(10, len(database) - itself)
+    found: NDArray[Any] = retrieval.search(codes, database, k, exclude="self" if itself else None).indices
+    return found
 
 
 def _judge(report: ParityReport, session: Session, model: IIAE, min_top1_agreement: float | None) -> None:
@@ -268,10 +311,12 @@ def _judge(report: ParityReport, session: Session, model: IIAE, min_top1_agreeme
             f"(smallest cosine {report.cosine:.6f}){other}",
             report,
         )
-    agreement = report.top1_agreement
+    agreement, what = report.top1_agreement, "neighbour"
+    if report.gallery_top1_agreement is not None:
+        agreement, what = report.gallery_top1_agreement, "item of the gallery"
     if min_top1_agreement is not None and agreement is not None and agreement < min_top1_agreement:
         raise ParityError(
-            f"{where}: {agreement:.2%} of {report.samples} samples have the same nearest neighbour; accepted is "
+            f"{where}: {agreement:.2%} of {report.samples} samples have the same nearest {what}; accepted is "
             f"{min_top1_agreement:.2%} and more (sample {report.worst_sample} differs most, by "
             f"{report.max_absolute_error:.3g}){other}",
             report,

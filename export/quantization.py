@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_fast.errors import InputError, require
-from iiae_fast.export.passes import LAYERS, last_layers
+from iiae_fast.export.passes import image_layers, last_layers
 from iiae_fast.export.sealing import finish
 from iiae_fast.export.session import load
 from iiae_fast.storage import write_atomic
@@ -49,7 +49,9 @@ def quantize(
     """Write an 8-bit version of a float32 graph, with ranges calibrated on data.
 
     Weights are quantized per output channel. The last layer of each output stays float32: its error alone would go into the
-    output directly, and it is a small part of the work.
+    output directly, and it is a small part of the work. On the CPU and with fp8, so does the convolution that reads the
+    image, where another layer is left to quantize: pixels in [−1, 1] have no 8-bit integers with a whole zero point, and the 4
+    significant bits of fp8 are too few for them.
 
     Args:
         source: A file of ``to_onnx`` with ``precision="fp32"``.
@@ -94,9 +96,8 @@ def quantize(
         raise InputError("samples are empty: calibration needs data, a few hundred samples are good")
 
     model: onnx.ModelProto = onnx.load(source)
-    layers = [node for node in model.graph.node if node.op_type in LAYERS]
-    last = last_layers(model.graph)
-    if not any(node.op_type in _LAYERS[target] for node in layers if node.name not in last):
+    keep = _float_nodes(model.graph, target, precision)
+    if not any(node.op_type in _LAYERS[target] and node.name not in keep for node in model.graph.node):
         graph = session.metadata["graph"]
         raise InputError(
             f"{source}: graph {graph} has no layer but its last that {target} would run in {precision}; fp16 makes it smaller"
@@ -106,9 +107,9 @@ def quantize(
     with tempfile.TemporaryDirectory() as directory, _quiet():
         result = Path(directory) / "quantized.onnx"
         if quantizer == "modelopt":
-            _by_modelopt(model, result, last, named, precision)
+            _by_modelopt(model, result, keep, named, precision)
         else:
-            _by_onnxruntime(model, result, last, named, target)
+            _by_onnxruntime(model, result, keep, named, target)
         quantized: onnx.ModelProto = onnx.load(result)
     if precision == "fp8" and quantizer == "onnxruntime":
         _int8_to_fp8(quantized.graph, onnx.load(source).graph)
@@ -126,10 +127,29 @@ def _finite(name: str, values: Array) -> NDArray[Any]:
     return array
 
 
+def _float_nodes(graph: onnx.GraphProto, target: Target, precision: Precision) -> list[str]:
+    """Names of the nodes that stay float32."""
+    keep = last_layers(graph)
+    wider = [*keep, *image_layers(graph)]
+    others = any(node.op_type in _LAYERS[target] and node.name not in wider for node in graph.node)
+    if others and (target == "cpu" or precision == "fp8"):
+        keep = wider
+    if target != "cpu":
+        return keep
+    quantized: set[str] = set()  # values that come out of int8
+    stays = []
+    for node in graph.node:  # in topological order
+        if node.name in keep or (node.op_type in _BETWEEN and quantized.isdisjoint(node.input)):
+            stays.append(node.name)
+        elif node.op_type in (*_LAYERS[target], *_BETWEEN):
+            quantized.update(node.output)
+    return stays
+
+
 def _by_onnxruntime(
     model: onnx.ModelProto,
     result: Path,
-    last_layers: list[str],
+    keep: list[str],
     samples: Mapping[str, NDArray[Any]],
     target: Target,
 ) -> None:
@@ -146,7 +166,7 @@ def _by_onnxruntime(
         _Reader(samples),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=[*_LAYERS[target], *(_BETWEEN if on_cpu else ())],
-        nodes_to_exclude=last_layers,
+        nodes_to_exclude=keep,
         activation_type=kinds.QUInt8 if on_cpu else kinds.QInt8,
         weight_type=kinds.QInt8,
         per_channel=True,
@@ -192,7 +212,7 @@ def _int8_to_fp8(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
 def _by_modelopt(
     model: onnx.ModelProto,
     result: Path,
-    last_layers: list[str],
+    keep: list[str],
     samples: Mapping[str, NDArray[Any]],
     precision: Precision,
 ) -> None:
@@ -209,7 +229,7 @@ def _by_modelopt(
         calibration_method="max",
         calibration_eps=["cpu"],
         op_types_to_quantize=["Conv", "Gemm", *(("ConvTranspose",) if precision == "int8" else ())],
-        nodes_to_exclude=[f"^{re.escape(name)}$" for name in last_layers],
+        nodes_to_exclude=[f"^{re.escape(name)}$" for name in keep],
         high_precision_dtype="fp32",
         output_path=str(result),
         log_level="ERROR",

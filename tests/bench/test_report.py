@@ -34,6 +34,7 @@ def test_rows_put_runs_rivals_and_limits_together(results: Results) -> None:
     hot, eager, cold = rows(results)
     assert (hot.contestant, hot.cache, len(hot.runs)) == ("reference", "hot", 3)
     assert hot.p50 == pytest.approx(2.004e-6)
+    assert hot.p99 == pytest.approx(2.008e-6)
     assert hot.bandwidth == pytest.approx(8000 / 2.004e-6 / 10e9)
     assert hot.speedup is None
     assert hot.compute is None  # elementwise work has no matrix peak

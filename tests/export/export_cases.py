@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import torch
 
 from iiae_fast import IIAE, ModelConfig
@@ -45,3 +48,25 @@ def images(count: int, seed: int = 2) -> dict[str, torch.Tensor]:
     """Random uint8 images of the tiny models, channels last."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randint(256, (count, 16, 16, 3), dtype=torch.uint8, generator=generator) for name in ("x", "y")}
+
+
+def float_layers_of(source: Path, kinds: tuple[str, ...] = ("Conv", "Gemm")) -> set[str]:
+    """What quantization leaves in float32: the last layer of each output and, where one of those ``kinds`` is left to
+    quantize, the convolution that reads the image; walked here anew.
+    """
+    graph = onnx.load(source).graph
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
+    feeds = {name: node for node in graph.node for name in node.output}
+
+    def before(node: onnx.NodeProto) -> set[str]:
+        found = set()
+        for name in node.input:
+            if name in feeds:
+                found |= {feeds[name].name} | before(feeds[name])
+        return found
+
+    behind = {node.name: before(node) & {layer.name for layer in layers} for node in layers}
+    last = {name for name in behind if not any(name in others for others in behind.values())}
+    reads_image = {node.name for node in layers if node.op_type == "Conv" and not behind[node.name]}
+    left = {node.name for node in layers if node.op_type in kinds} - last - reads_image
+    return last | reads_image if left else last

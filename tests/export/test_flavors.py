@@ -1,10 +1,11 @@
 """The adapter to TensorRT calls what both flavors have: each attribute that it touches, by class, with TensorRT's page.
 
 What was seen of the pages, as excerpts: in their version for TensorRT 11, Builder.html (11.0.0: STRONGLY_TYPED is
-deprecated, kept and ignored, since networks always are), ExecutionContext.html and OptimizationProfile.html (11.4.0),
-and IBuilderConfig in the C++ reference of 11.4.1; as "latest", which names no version, TimingCache.html, Logger.html
-and pyOnnx.html; under the same paths in earlier versions, Network.html (10.8.0), Engine.html (10.0.1), and
-LayerBase.html and Runtime.html of TensorRT-RTX 1.0.
+deprecated, kept and ignored, since networks always are), ExecutionContext.html and OptimizationProfile.html (11.4.0); as
+"latest", which names no version, TimingCache.html, Logger.html and pyOnnx.html; under the same paths in earlier
+versions, Network.html (10.8.0), Engine.html (10.0.1), and LayerBase.html and Runtime.html of TensorRT-RTX 1.0. Of the
+classes behind those, the C++ reference was seen for INetworkDefinition and ITimingCache (11.4.0), IBuilderConfig
+(11.4.1), ILayer and NvOnnxParser.h (11.0.0). In no version 11 seen: Engine.html and Runtime.html.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ OWN = {
     *("module", "title", "version", "name", "errors", "failures", "table", "kernels", "build", "run"),
     *("_context", "_owners", "_log", "_describe", "startswith", "removeprefix"),
     *("append", "fromkeys", "join", "split", "items", "values", "sub", "compile", "findall", "finditer", "MULTILINE"),
-    *("util", "find_spec", "__init__", "contextmanager", "isenabled", "disable", "enable"),
+    *("util", "find_spec", "__init__", "contextmanager", "isenabled", "disable", "enable", "Lock"),
 }
 
 

@@ -15,7 +15,7 @@ from iiae_fast import IIAE
 from iiae_fast.errors import InputError
 from iiae_fast.export import TOLERANCES, ParityError, Session, load, verify
 from iiae_fast.export.graphs import GRAPHS
-from iiae_fast.export.parity import _agreement, _compare, complete_inputs
+from iiae_fast.export.parity import _agreement, _compare, _nearest, complete_inputs
 
 Export = Callable[..., Path]
 
@@ -42,7 +42,7 @@ def test_figures() -> None:
 
 def test_agreement_matches_brute_force() -> None:
     rng = np.random.default_rng(0)
-    a = rng.integers(0, 3, (1200, 3)).astype(np.float64)  # many ties; more rows than one block
+    a = rng.integers(0, 3, (1200, 3)).astype(np.float32)  # many ties, and more equal codes than neighbours are looked for
     b = a.copy()
     b[rng.random(1200) < 0.1] += 1
 
@@ -53,7 +53,8 @@ def test_agreement_matches_brute_force() -> None:
 
     mine, others = nearest(a), nearest(b)
     overlap = np.mean([len(set(i) & set(j)) / 10 for i, j in zip(mine, others)])
-    top1, top10 = _agreement(a, b)
+    np.testing.assert_array_equal(_nearest(a), mine)
+    top1, top10 = _agreement(_nearest(a), _nearest(b))
     assert top1 == (mine[:, 0] == others[:, 0]).mean() < 1
     assert top10 == pytest.approx(overlap)
 
@@ -174,6 +175,62 @@ def test_neighbour_agreement_can_be_required(session: Session) -> None:
     assert report.top1_agreement < 1
     with pytest.raises(ParityError, match=r"of 40 samples have the same nearest neighbour; accepted is 99\.90% and more"):
         verify(session, model, samples, tolerance=1e9, min_top1_agreement=0.999)
+
+
+def test_agreement_in_a_gallery(export_graph: Export, models: dict[str, IIAE]) -> None:
+    """Queries and items by the sessions, against queries and items by the model."""
+    model = models["spatial"]
+    samples = pairs(model, 60)
+    model.eval()
+    with torch.no_grad():
+        wanted = {name: model.encode_shared(**{name: values}).numpy() for name, values in samples.items()}
+    model.train()
+    off = wanted["y"][::-1].copy()  # of each pair's x: the code of another pair's y
+
+    def nearest(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.argsort(((queries[:, None] - items[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :10]
+
+    session_y = load(export_graph("spatial", "shared_y"), device="cpu")
+    for graph in ("shared_x", "encode_x"):
+        exact = verify(load(export_graph("spatial", graph), device="cpu"), model, samples, gallery=session_y)
+        if exact.output == "z_s":
+            assert (exact.gallery_top1_agreement, exact.gallery_top10_agreement) == (1, 1)
+
+    class Other(Session):
+        def __init__(self) -> None:
+            self.__dict__.update(load(export_graph("spatial", "shared_x"), device="cpu").__dict__)
+
+        def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"z_s": off}
+
+        def _run(self, *arguments: object) -> None:
+            raise AssertionError("never called")
+
+    report = verify(Other(), model, samples, tolerance=1e9, gallery=session_y)
+    found, expected = nearest(off, wanted["y"]), nearest(wanted["x"], wanted["y"])
+    assert report.gallery_top1_agreement == (found[:, 0] == expected[:, 0]).mean() < 1
+    overlap = np.mean([len(set(ours) & set(theirs)) / 10 for ours, theirs in zip(found, expected)])
+    assert report.gallery_top10_agreement == pytest.approx(overlap)
+    assert verify(Other(), model, samples, tolerance=1e9).gallery_top1_agreement is None
+    with pytest.raises(ParityError, match=r"of 60 samples have the same nearest item of the gallery; accepted is 99\.00%"):
+        verify(Other(), model, samples, tolerance=1e9, gallery=session_y, min_top1_agreement=0.99)
+
+
+def test_other_galleries_are_refused(session: Session, export_graph: Export, models: dict[str, IIAE]) -> None:
+    model, samples = models["spatial"], pairs(models["spatial"], 4)
+    for graph, options, message in [
+        ("shared_x", {}, "gallery: graph shared_x with graph shared_x; accepted are shared_y and encode_y with shared_x"),
+        ("exclusive_y", {}, "gallery: graph exclusive_y with graph shared_x"),
+        ("joint", {}, "gallery: graph joint with graph shared_x"),
+        ("shared_y", {"head": "normalized"}, "gallery: its head is normalized, the session's mean"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            verify(session, model, samples, gallery=load(export_graph("spatial", graph, **options), device="cpu"))
+    gallery = load(export_graph("spatial", "shared_y"), device="cpu")
+    with pytest.raises(InputError, match="samples have no y: graph shared_y takes y"):
+        verify(session, model, {"x": samples["x"]}, gallery=gallery)
+    with pytest.raises(ParityError, match="graph shared_y: its inputs and outputs are"):
+        verify(session, model, samples, gallery=load(export_graph("flat", "shared_y"), device="cpu"))
 
 
 def test_another_interface(session: Session, models: dict[str, IIAE]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,6 +210,19 @@ def test_torch_and_onnx_are_not_imported(export_graph: Export, tmp_path: Path, x
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), encoder(x))
+
+
+def test_nothing_is_reported_or_left_at_home(export_graph: Export, tmp_path: Path) -> None:
+    """onnxruntime's telemetry, on by default since 1.29, opens a database there for what it will send."""
+    quiet = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith(("ORT_", "XDG_"))}
+    code = f"from iiae_fast import export; export.load({str(export_graph('spatial', 'shared_x'))!r}).warm_up()"
+    subprocess.run([sys.executable, "-P", "-c", code], env={**quiet, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_idle_threads_do_not_spin(encoder: Session) -> None:
+    """With several sessions in one process they would take the cores from whichever runs."""
+    assert encoder._runtime.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_devices(export_graph: Export) -> None:
