@@ -247,6 +247,9 @@ def _convergence(arguments: list[str], prog: str) -> int:
     parser.add_argument("--contestants", nargs="+", choices=names, default=["iiae_fast", "plain"], help=", ".join(names))
     parser.add_argument("--threads", type=int, default=1, help="of every run (1)")
     parser.add_argument("--target", type=float, default=0.99, help="R@1 of the validation pairs to reach (0.99)")
+    parser.add_argument(
+        "--until", type=float, help="end a run with the epoch that reaches this R@1 of the test pairs both ways"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="where runs go (runs/convergence)")
     return run(parser.parse_args(arguments))
 

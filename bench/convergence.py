@@ -1,8 +1,9 @@
 """``iiae bench convergence``: whole runs of the trainer beside those of the plain port, from the same pairs in the same order.
 
 Each run is trained in a directory of its own, as ``RUNS/CONTESTANT-SEED``, and is left alone where it is finished already. The
-results are recall of the test pairs, the time to a recall of the validation pairs, and every loss term's curve. Time is the
-process's, summed over its threads, so that other work on the machine does not count.
+results are recall of the test pairs, the time to a recall of the validation pairs, and every loss term's curve. A run with
+``--until`` ends with the first epoch whose model finds that share of the test pairs in both directions. Time is the process's,
+summed over its threads, so that other work on the machine does not count; tests within a run do not count either.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,15 @@ def run(options: argparse.Namespace) -> int:
     preset = presets.get(options.preset, options.image_size)
     if preset.model.family != "spatial":
         raise InputError(f"--preset {options.preset}: the plain port is of the spatial family")
+    if options.until is not None and not 0 < options.until <= 1:
+        raise InputError(f"--until {options.until:g}: accepted is a share above 0, to 1")
     batch = preset.optim.batch_size if options.batch is None else whole("--batch", options.batch, 2)
     preset = dataclasses.replace(preset, optim=dataclasses.replace(preset.optim, epochs=options.epochs, batch_size=batch))
     found = []
     for seed in range(options.seeds):
         for name in options.contestants:
             seeded = dataclasses.replace(preset, optim=dataclasses.replace(preset.optim, seed=seed))
-            found.append(_run(name, seeded, options.runs / f"{name}-{seed}", options.threads, options.target))
+            found.append(_run(name, seeded, options.runs / f"{name}-{seed}", options.threads, options.target, options.until))
             print(json.dumps(found[-1]), flush=True)
     for line in _table(found, options.target):
         print(line)
@@ -77,21 +80,46 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float) -> dict[str, Any]:
+class _Test:
+    """Whether a model finds enough of the test pairs; keeps account of the time it takes to ask.
+
+    Args:
+        preset: Says which pairs.
+        until: R@1 of both directions; None is never reached.
+    """
+
+    def __init__(self, preset: Preset, until: float | None) -> None:
+        self._preset, self._until = preset, until
+        self.recall: dict[str, float] = {}
+        self.cpu_seconds = 0.0
+
+    def __call__(self, model: IIAE) -> bool:
+        if self._until is None:
+            return False
+        start = time.process_time()
+        self.recall = evaluate(model, data.load(self._preset.data).test)["shared"]
+        self.cpu_seconds += time.process_time() - start
+        return min(self.recall["x_to_y"], self.recall["y_to_x"]) >= self._until
+
+
+def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float, until: float | None = None) -> dict[str, Any]:
     """Train where that is not done, and say what came of it."""
     done = run_dir / _RESULT
     if not done.exists():
-        options = CONTESTANTS[name]
+        options, test = CONTESTANTS[name], _Test(preset, until)
         if options is None:
-            cpu_seconds, steps = train_plain(preset, run_dir, threads)
+            cpu_seconds, steps = train_plain(preset, run_dir, threads, test)
         else:
-            result = training.train(preset, run_dir, resume=True, threads=threads, log_every=_LOG_EVERY, options=options)
-            if not result.finished:
-                raise InputError(f"{run_dir}: broken off; the same command goes on")
+            # A broken off run is not gone on with where its tests' time would be lost.
+            result = training.train(
+                preset, run_dir, resume=until is None, threads=threads, log_every=_LOG_EVERY, options=options, enough=test
+            )
+            if not result.finished and (until is None or result.interrupted):
+                raise InputError(f"{run_dir}: broken off; {'the same command goes on' if until is None else 'remove it first'}")
             cpu_seconds, steps = result.cpu_seconds, result.step
         with torch_threads(threads):
-            recall = evaluate(load(run_dir), data.load(preset.data).test)["shared"]
-        save_json(done, {"recall": recall, "cpu_seconds": cpu_seconds, "steps": steps})
+            recall = test.recall or evaluate(load(run_dir), data.load(preset.data).test)["shared"]
+        save_json(done, {"recall": recall, "cpu_seconds": cpu_seconds - test.cpu_seconds, "steps": steps})
     values = load_json(done)
     validations = read_log(run_dir / "log.jsonl")
     recalls = [
@@ -106,16 +134,21 @@ def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float) 
         "x_to_y": values["recall"]["x_to_y"],
         "y_to_x": values["recall"]["y_to_x"],
         "cpu_seconds": round(values["cpu_seconds"], 1),
+        "steps": values["steps"],
         "validation": round(max(recall for _, recall in recalls), 5),
         "target_step": reached,
         "target_cpu_seconds": None if reached is None else round(reached * per_step, 1),
     }
 
 
-def train_plain(preset: Preset, run_dir: Path, threads: int) -> tuple[float, int]:
+def train_plain(preset: Preset, run_dir: Path, threads: int, enough: Callable[[IIAE], bool]) -> tuple[float, int]:
     """Train the plain port as one would by hand, in fp32; it leaves a log and the model of the last step.
 
     Pairs, their order, learning rate and objective are those of ``iiae_fast.training.train``; weights and noise are torch's.
+
+    Args:
+        preset, run_dir, threads: Of the run.
+        enough: Asked after every epoch whether to end.
 
     Returns:
         Processor seconds, and steps.
@@ -149,6 +182,8 @@ def train_plain(preset: Preset, run_dir: Path, threads: int) -> tuple[float, int
             found = validate(copy, splits.valid, preset.objective, len(splits.train), lambda: False)
             assert found is not None
             log.write(json.dumps({"step": step, "event": "validation", **found.shared, **found.losses}) + "\n")
+            if enough(copy):
+                break
         seconds = time.process_time() - start
         copy.save(run_dir)
     return seconds, step

@@ -113,7 +113,7 @@ class IIAE(nn.Module):
             TypeError: An input is no tensor.
             ValueError: The shapes do not fit the configuration or each other.
         """
-        x, y = self._input("x", x), self._input("y", y)
+        x, y = self.as_input("x", x), self.as_input("y", y)
         if len(x) != len(y):
             raise ValueError(f"x has {len(x)} samples and y has {len(y)}: row i of x belongs to row i of y")
         if sample is None:
@@ -157,20 +157,20 @@ class IIAE(nn.Module):
             raise ValueError("give x, y, or both")
         if x is None:
             assert y is not None
-            return DiagonalGaussian(self.shared_y(self._input("y", y))[0])
-        head, feature_x = self.shared_x(self._input("x", x))
+            return DiagonalGaussian(self.shared_y(self.as_input("y", y))[0])
+        head, feature_x = self.shared_x(self.as_input("x", x))
         if y is None:
             return DiagonalGaussian(head)
-        return DiagonalGaussian(self.joint(feature_x, self.shared_y(self._input("y", y))[1]))
+        return DiagonalGaussian(self.joint(feature_x, self.shared_y(self.as_input("y", y))[1]))
 
     def posterior_exclusive(self, x: Tensor | None = None, y: Tensor | None = None) -> DiagonalGaussian:
         """q(z_x|x) or q(z_y|y)."""
         if (x is None) == (y is None):
             raise ValueError("give either x or y: each domain has an exclusive code of its own")
         if x is not None:
-            return DiagonalGaussian(self.exclusive_x(self._input("x", x))[0])
+            return DiagonalGaussian(self.exclusive_x(self.as_input("x", x))[0])
         assert y is not None
-        return DiagonalGaussian(self.exclusive_y(self._input("y", y))[0])
+        return DiagonalGaussian(self.exclusive_y(self.as_input("y", y))[0])
 
     def encode_shared(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Mean of r(z_s|x), of r(z_s|y), or of q(z_s|x, y) when both are given: ``(B, D)``, maps channel by channel.
@@ -252,7 +252,17 @@ class IIAE(nn.Module):
         logits: Tensor = decoder(z_s, z_exclusive)
         return _activate(logits, self.activation)
 
-    def _input(self, name: str, values: Tensor) -> Tensor:
+    def as_input(self, name: str, values: Tensor) -> Tensor:
+        """A batch as the networks take it: uint8 images as v/127.5 − 1, floating point values as they are.
+
+        Args:
+            name: Of the batch, for messages.
+            values: ``(B, C, H, W)`` or ``(B, F)``.
+
+        Raises:
+            TypeError: It is no tensor.
+            ValueError: Its shape or dtype does not fit the configuration.
+        """
         expected = self.config.input_shape
         if not isinstance(values, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")

@@ -127,9 +127,14 @@ class Run:
         self.clock = Clock(self.state)
 
     def loop(
-        self, display: ProgressDisplay, interrupts: Interrupts, checkpoint_seconds: float, stop_after: float | None
+        self,
+        display: ProgressDisplay,
+        interrupts: Interrupts,
+        checkpoint_seconds: float,
+        stop_after: float | None,
+        enough: Callable[[IIAE], bool] | None = None,
     ) -> None:
-        """Steps, validations and checkpoints until the end, a signal, or the time allowed."""
+        """Steps, validations and checkpoints until the end, a signal, the time allowed, or ``enough`` says so."""
         if not self.log.has_tensorboard:
             display.say("TensorBoard is not installed: curves go to log.jsonl alone (pip install 'iiae_fast[train]')")
         display.say(f"{self.options.precision} on {self.device}; {self.room}")
@@ -146,6 +151,8 @@ class Run:
             while True:
                 if self._validation_is_due() and not stop():
                     self._validate(display, stop)
+                    if enough is not None and not self._validation_is_due() and enough(self._result()):
+                        break
                 if state.step == self.steps or stop():
                     break
                 if clock.session() >= next_save:

@@ -145,9 +145,13 @@ class TrainingStep:
         return self._counters.seeds[number], self._counters.step
 
     def _forward(self, batch: DeviceBatch, seed: Tensor, step: int | Tensor) -> Mapping[str, Tensor]:
+        x, y = batch.x, batch.y
+        if self.device.type == "cpu":
+            # Once for the model and the loss; a GPU's kernels read the bytes.
+            x, y = self.model.as_input("x", x), self.model.as_input("y", y)
         with self.autocast():
-            out = self.model(batch.x, batch.y, seed=seed)
-        return objectives.compute(out, batch.x, batch.y, self._objective, step, batch.labels, self._dataset_size).named()
+            out = self.model(x, y, seed=seed)
+        return objectives.compute(out, x, y, self._objective, step, batch.labels, self._dataset_size).named()
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["train"]
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from iiae_fast import data
 from iiae_fast.config import Preset, TrainingOptions, whole
 from iiae_fast.errors import ConfigError
+from iiae_fast.model import IIAE
 from iiae_fast.retrieval.inputs import MAX_THREADS
 from iiae_fast.training import setup
 from iiae_fast.training.allocator import keep_freed_memory
@@ -34,6 +36,7 @@ def train(
     stop_after: float | None = None,
     backend: str = "auto",
     options: TrainingOptions | None = None,
+    enough: Callable[[IIAE], bool] | None = None,
 ) -> TrainingResult:
     """Train the model of a preset.
 
@@ -63,6 +66,8 @@ def train(
         stop_after: Seconds after which to save and return, with ``finished=False``.
         backend: Kernels; see ``IIAE``.
         options: How steps are computed. To resume, those the run had; ``precision="auto"`` means what it had.
+        enough: Asked after every validation, with the model that was validated, whether to save and return as after
+            ``stop_after``.
 
     Raises:
         ConfigError: A setting cannot be used, or differs from those of the run to resume; or the directory already holds a run,
@@ -102,5 +107,5 @@ def train(
                 ProgressDisplay(run.steps, preset.optim.epochs, progress) as display,
                 Interrupts(display.say) as interrupts,
             ):
-                run.loop(display, interrupts, checkpoint_seconds, stop_after)
+                run.loop(display, interrupts, checkpoint_seconds, stop_after, enough)
             return run.result(interrupted=interrupts.received is not None)

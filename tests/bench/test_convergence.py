@@ -49,12 +49,30 @@ def test_runs_are_compared_and_not_repeated(
     assert page.count('class="line" stroke="#0b6bcb"') == page.count('class="line" stroke="#c0392b"') == 8
 
 
+def test_a_run_ends_with_the_epoch_that_finds_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contestants = ["--contestants", "iiae_fast", "plain"]
+    for until, epochs in ((0.001, 1), (1.0, 3)):  # digits of a few epochs are never all found
+        runs = tmp_path / str(epochs)
+        assert main([*TOY, "--until", str(until), "--runs", str(runs), *contestants]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        assert [run["contestant"] for run in found] == ["iiae_fast", "plain"]
+        assert len({run["steps"] for run in found}) == 1
+        for run in found:
+            log = [json.loads(line) for line in (runs / run["run"] / "log.jsonl").read_text().splitlines()]
+            validated = [line["step"] for line in log if line.get("event") == "validation"]
+            assert run["steps"] == validated[-1]
+            assert run["steps"] % epochs == 0
+            assert (min(run["x_to_y"], run["y_to_x"]) >= until) == (epochs == 1)
+            assert run["cpu_seconds"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--preset", "sketchy"], "image_size"),
         (["--seeds", "0"], "--seeds=0"),
         (["--batch", "1"], "--batch=1"),
+        (["--until", "0"], "--until 0"),
         (["--x"], "--x"),
     ],
 )
