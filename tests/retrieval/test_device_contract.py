@@ -37,6 +37,7 @@ ELSEWHERE = {
         "test_unknown_instruction_set_and_method": ENGINE,
     },
     test_index: {
+        "test_a_search_covers_the_rows_that_were_there_when_it_began": "a device's searches and additions take turns",
         "test_every_truncation_is_refused": LOADER,
         "test_every_flipped_byte_is_refused": LOADER,
         "test_random_damage_is_refused": LOADER,

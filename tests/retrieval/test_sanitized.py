@@ -58,7 +58,7 @@ def test_suite_is_clean(environment: dict[str, str]) -> None:
     used = subprocess.run([sys.executable, "-P", "-c", probe], env=environment, check=True, capture_output=True, text=True)
     assert used.stdout.startswith(environment["PYTHONPATH"])
     if os.environ.get("IIAE_SANITIZE_ALL") == "1":
-        # The fuzzer's own coverage does not work beside a preloaded sanitizer; it runs on the usual build. ARM has one of its own.
+        # The fuzzer's own coverage does not work beside a preloaded sanitizer; it runs on the usual build. ARM has its own.
         selected = [HERE, *(f"--ignore={HERE / name}" for name in (Path(__file__).name, "test_fuzz.py", "test_arm.py"))]
     else:
         selected = [*(HERE / name for name in SUITE), "-k", TOO_SLOW]
