@@ -12,6 +12,7 @@ __all__ = ["CONTESTANTS", "curves_page", "run", "train_plain"]
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -93,16 +94,20 @@ class _Test:
         self.recall: dict[str, float] = {}
         self.cpu_seconds = 0.0
 
+    @functools.cached_property
+    def _pairs(self) -> data.PairedDataset:
+        return data.load(self._preset.data).test
+
     def __call__(self, model: IIAE) -> bool:
         if self._until is None:
             return False
         start = time.process_time()
-        self.recall = evaluate(model, data.load(self._preset.data).test)["shared"]
+        self.recall = evaluate(model, self._pairs)["shared"]
         self.cpu_seconds += time.process_time() - start
         return min(self.recall["x_to_y"], self.recall["y_to_x"]) >= self._until
 
 
-def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float, until: float | None = None) -> dict[str, Any]:
+def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float, until: float | None) -> dict[str, Any]:
     """Train where that is not done, and say what came of it."""
     done = run_dir / _RESULT
     if not done.exists():

@@ -127,9 +127,9 @@ def main(arguments: Sequence[str] | None = None, device: str = "cuda", capabilit
     else:
         values = {"format": 1, "tables": {}}
     entries: list[dict[str, Any]] = []
+    values["tables"][capability] = {"device": name, "entries": entries}
     for entry in _measured(_TOY if options.toy else SIZES, device, options.seconds, options.budget):
         entries.append(entry)
-        values["tables"][capability] = {"device": name, "entries": entries}
         write_atomic(options.file, (json.dumps(values, indent=1) + "\n").encode())  # each time: the next may be cut off
     print(f"{len(entries)} sizes: {options.file}")
     return 0 if entries else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TOLERANCES", "ParityError", "ParityReport", "complete_inputs", "verify"]
+__all__ = ["TOLERANCES", "ParityError", "ParityReport", "agreement", "complete_inputs", "verify"]
 
 import copy
 import dataclasses
@@ -246,9 +246,9 @@ def _compare(
     scale = float(np.abs(b).max())
     finite = bool(np.isfinite(errors[worst]))
     codes = graph.kind == "encoder" and len(a) > 1 and finite
-    top1, top10 = (
-        _agreement(*(_nearest(values.reshape(len(values), -1)) for values in (ours, theirs))) if codes else (None, None)
-    )
+    top1 = top10 = None
+    if codes:
+        top1, top10 = agreement(*(_nearest(values.reshape(len(values), -1)) for values in (ours, theirs)))
     return ParityReport(
         graph=graph.name,
         output=output,
@@ -280,12 +280,12 @@ def _with_gallery(
     """With the agreement across domains, of z_s; codes and items each by the session and by the model."""
     if report.output != "z_s" or not all(np.isfinite(values).all() for values in (*codes, *items)):
         return report
-    top1, top10 = _agreement(*(_nearest(*pair) for pair in zip(codes, items)))
+    top1, top10 = agreement(*(_nearest(*pair) for pair in zip(codes, items)))
     return dataclasses.replace(report, gallery_top1_agreement=top1, gallery_top10_agreement=top10)
 
 
-def _agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float]:
-    """Shares of equal nearest and equal ten nearest, of indices ``(B, k)``."""
+def agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float]:
+    """Shares of equal nearest and of equal k nearest, of two searches of the same queries: indices ``(B, k)``, best first."""
     same = sum(len(np.intersect1d(mine, others)) for mine, others in zip(ours, theirs))
     return float((ours[:, 0] == theirs[:, 0]).mean()), same / ours.size
 
@@ -311,12 +311,12 @@ def _judge(report: ParityReport, session: Session, model: IIAE, min_top1_agreeme
             f"(smallest cosine {report.cosine:.6f}){other}",
             report,
         )
-    agreement, what = report.top1_agreement, "neighbour"
+    share, what = report.top1_agreement, "neighbour"
     if report.gallery_top1_agreement is not None:
-        agreement, what = report.gallery_top1_agreement, "item of the gallery"
-    if min_top1_agreement is not None and agreement is not None and agreement < min_top1_agreement:
+        share, what = report.gallery_top1_agreement, "item of the gallery"
+    if min_top1_agreement is not None and share is not None and share < min_top1_agreement:
         raise ParityError(
-            f"{where}: {agreement:.2%} of {report.samples} samples have the same nearest {what}; accepted is "
+            f"{where}: {share:.2%} of {report.samples} samples have the same nearest {what}; accepted is "
             f"{min_top1_agreement:.2%} and more (sample {report.worst_sample} differs most, by "
             f"{report.max_absolute_error:.3g}){other}",
             report,

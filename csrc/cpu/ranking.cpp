@@ -165,10 +165,10 @@ struct Ranking::Counting {
   const std::int64_t* labels;
   const std::uint32_t* which;  // the queries of the batch
   std::vector<Ruler> rulers;
-  std::vector<double> row;  // scratch
   std::vector<CanonicalQuery> queries;
   const PackedQueries::Scale* scales = nullptr;  // for the strip at hand
   const Strip* strip = nullptr;
+  std::vector<double> row = std::vector<double>(rows.dim);  // scratch
 
   // Counts the rows that the kernel reports.
   void take(std::size_t query, const Hits& hits) {
@@ -243,16 +243,7 @@ void Ranking::count_by_scan(const Rows& rows, std::size_t start, const std::int6
       const std::size_t first = batch * kBatch;
       const std::size_t size = std::min(kBatch, which.size() - first);
       const PackedQueries queries(table, problem, kFormat, queries_, which, first, size);
-      Counting counting{*this,
-                        table,
-                        problem,
-                        rows,
-                        start,
-                        labels,
-                        which.data() + first,
-                        std::vector<Ruler>(size),
-                        std::vector<double>(rows.dim),
-                        {}};
+      Counting counting{*this, table, problem, rows, start, labels, which.data() + first, std::vector<Ruler>(size), {}};
       std::vector<QueryBound> bounds(count * size);
       std::vector<PackedQueries::Scale> scales(count * size);
       for (std::size_t q = 0; q < size; ++q) {

@@ -277,6 +277,7 @@ def _graph_inputs(dataset: PairedDataset, count: int, input: str) -> dict[str, n
 
 def _repeat_retrieval(model: IIAE, test: PairedDataset, session_x: Session, session_y: Session) -> dict[str, Any]:
     from iiae_fast import retrieval, training
+    from iiae_fast.export.parity import agreement
 
     codes, metric = training.encode(model, test), default_metric(model.config)
     parts = []
@@ -290,9 +291,9 @@ def _repeat_retrieval(model: IIAE, test: PairedDataset, session_x: Session, sess
     for direction, (queries, database, model_queries, model_database) in sides.items():
         nearest = retrieval.search(queries, database, k, metric=metric).indices
         expected = retrieval.search(model_queries, model_database, k, metric=metric).indices
-        result["top1_agreement"] += float((nearest[:, 0] == expected[:, 0]).mean()) / 2
-        same = sum(len(np.intersect1d(ours, theirs)) for ours, theirs in zip(nearest, expected))
-        result["top10_agreement"] += same / nearest.size / 2
+        top1, top10 = agreement(nearest, expected)
+        result["top1_agreement"] += top1 / 2
+        result["top10_agreement"] += top10 / 2
         result[direction] = float((nearest[:, 0] == np.arange(len(test))).mean())
     return result
 

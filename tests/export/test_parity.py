@@ -15,7 +15,7 @@ from iiae_fast import IIAE
 from iiae_fast.errors import InputError
 from iiae_fast.export import TOLERANCES, ParityError, Session, load, verify
 from iiae_fast.export.graphs import GRAPHS
-from iiae_fast.export.parity import _agreement, _compare, _nearest, complete_inputs
+from iiae_fast.export.parity import _compare, _nearest, agreement, complete_inputs
 
 Export = Callable[..., Path]
 
@@ -54,7 +54,7 @@ def test_agreement_matches_brute_force() -> None:
     mine, others = nearest(a), nearest(b)
     overlap = np.mean([len(set(i) & set(j)) / 10 for i, j in zip(mine, others)])
     np.testing.assert_array_equal(_nearest(a), mine)
-    top1, top10 = _agreement(_nearest(a), _nearest(b))
+    top1, top10 = agreement(_nearest(a), _nearest(b))
     assert top1 == (mine[:, 0] == others[:, 0]).mean() < 1
     assert top10 == pytest.approx(overlap)
 

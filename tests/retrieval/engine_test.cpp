@@ -15,6 +15,7 @@
 #include "cpu/ranking.h"
 #include "cpu/search.h"
 #include "cpu/validate.h"
+#include "names.h"
 
 using namespace iiae;
 
@@ -22,38 +23,25 @@ namespace {
 
 constexpr Metric kMetrics[] = {Metric::kSqEuclidean,  Metric::kEuclidean,  Metric::kCosine,
                                Metric::kInnerProduct, Metric::kGaussianKL, Metric::kGaussianW2};
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16, DType::kInt8, DType::kUInt8};
+constexpr const char* kDTypes[] = {"float32", "float64", "float16", "bfloat16", "int8", "uint8"};
 constexpr const char* kMethods[] = {"brute_force", "int8", "int16", "float32", "auto"};
-
-std::size_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return 8;
-    case DType::kFloat32:
-      return 4;
-    case DType::kFloat16:
-    case DType::kBFloat16:
-      return 2;
-    default:
-      return 1;
-  }
-}
 
 struct Matrix {
   std::vector<std::byte> data;
   Rows rows;
 
-  Matrix(std::size_t count, std::size_t dim, DType dtype)
-      : data(count * dim * size_of(dtype)), rows{data.data(), count, dim, dim * size_of(dtype), dtype} {}
+  Matrix(std::size_t count, std::size_t dim, const DTypeInfo& info)
+      : data(count * dim * info.size), rows{data.data(), count, dim, dim * info.size, info.dtype} {}
 };
 
 // Rows whose values repeat often enough for ties, at a scale of the case's own.
-Matrix make_rows(std::mt19937& random, std::size_t count, std::size_t dim, DType dtype, double scale, double offset) {
+Matrix make_rows(std::mt19937& random, std::size_t count, std::size_t dim, const DTypeInfo& info, double scale, double offset) {
   std::normal_distribution<double> normal;
   std::uniform_int_distribution<int> byte(0, 255);
-  Matrix made(count, dim, dtype);
+  Matrix made(count, dim, info);
+  const DType dtype = info.dtype;
   std::byte* to = made.data.data();
-  for (std::size_t i = 0; i < count * dim; ++i, to += size_of(dtype)) {
+  for (std::size_t i = 0; i < count * dim; ++i, to += info.size) {
     const double value = offset + scale * normal(random);
     const auto narrow = static_cast<float>(value);
     std::uint32_t bits;
@@ -67,7 +55,7 @@ Matrix make_rows(std::mt19937& random, std::size_t count, std::size_t dim, DType
                        : dtype == DType::kBFloat16 ? static_cast<const void*>(&upper)
                        : dtype == DType::kFloat16  ? static_cast<const void*>(&half)
                                                    : static_cast<const void*>(&small);
-    std::memcpy(to, from, size_of(dtype));
+    std::memcpy(to, from, info.size);
   }
   for (std::size_t i = 1; i < count; i += 5)
     std::memcpy(made.data.data() + i * made.rows.stride, made.data.data(), made.rows.stride);
@@ -75,7 +63,7 @@ Matrix make_rows(std::mt19937& random, std::size_t count, std::size_t dim, DType
 }
 
 Matrix lifted(const Matrix& from, Metric metric) {
-  Matrix made(from.rows.count, lifted_dim(metric, from.rows.dim), DType::kFloat64);
+  Matrix made(from.rows.count, lifted_dim(metric, from.rows.dim), parse_dtype("float64"));
   lift_rows(from.rows, metric, reinterpret_cast<double*>(made.data.data()), 1);
   return made;
 }
@@ -123,14 +111,14 @@ int main(int argc, char** argv) {
       return std::uniform_int_distribution<std::size_t>(from, to)(random);
     };
     const Metric metric = kMetrics[draw(0, 5)];
-    const DType dtype = kDTypes[draw(0, 5)];
+    const DTypeInfo info = parse_dtype(kDTypes[draw(0, 5)]);
     const std::size_t dim = 2 * (draw(0, 9) == 0 ? draw(300, 700) : draw(1, 40));
     const std::size_t count = draw(1, dim > 100 ? 150 : 900);
     const std::size_t k = draw(1, std::min<std::size_t>(count, draw(0, 3) == 0 ? count : 20));
     const double scale = draw(0, 2) == 0 ? std::pow(10.0, static_cast<double>(draw(0, 30)) - 15.0) : 1.0;
     const double offset = draw(0, 3) == 0 ? 50.0 * scale : 0.0;
-    Matrix queries = make_rows(random, draw(1, 20), dim, dtype, scale, offset);
-    Matrix rows = make_rows(random, count, dim, dtype, scale, offset);
+    Matrix queries = make_rows(random, draw(1, 20), dim, info, scale, offset);
+    Matrix rows = make_rows(random, count, dim, info, scale, offset);
     validate(queries.rows, metric, "queries", 0, 1);
     validate(rows.rows, metric, "rows", 0, 1);
     if (is_gaussian(metric)) {
