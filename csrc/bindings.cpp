@@ -1,5 +1,5 @@
-// The Python module iiae_fast._C. It checks shapes and dtypes of what it is handed; values and meaning are checked by
-// iiae_fast.retrieval, which is the only caller.
+// The Python module iiae_fast._C: the retrieval engine, and the submodules that others register. It checks shapes and dtypes of
+// what it is handed; values and meaning are checked by iiae_fast.retrieval, which is the only caller.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "canonical.h"
+#include "convolution/bindings.h"
 #include "cpu/kernels.h"
 #include "cpu/ranking.h"
 #include "cpu/search.h"
@@ -259,7 +260,7 @@ py::array_t<double> lift(const py::array& array, const std::string& dtype, const
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The exact retrieval engine. Use it through iiae_fast.retrieval.";
+  m.doc() = "The exact retrieval engine, through iiae_fast.retrieval, and convolutions, through iiae_fast.convolution.";
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const iiae::Kernels* one : iiae::supported_kernels()) names.emplace_back(one->name);
@@ -287,6 +288,8 @@ PYBIND11_MODULE(_C, m) {
       .def("collect", &PyRanking::collect, py::arg("rows"), py::arg("dtype"), py::arg("start"), py::arg("labels"))
       .def("count", &PyRanking::count, py::arg("rows"), py::arg("dtype"), py::arg("start"), py::arg("labels"))
       .def("ranks", &PyRanking::ranks);
+  py::module_ convolution = m.def_submodule("convolution", "Convolutions in bf16. Use it through iiae_fast.convolution.");
+  iiae::convolution::register_functions(convolution);
 #ifdef IIAE_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda", "The same on CUDA devices. Use it through iiae_fast.retrieval.");
   iiae::cuda::register_functions(cuda);

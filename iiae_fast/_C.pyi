@@ -1,8 +1,10 @@
-"""The exact retrieval engine (csrc/). Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16.
+"""What is written in C++ (csrc/): the exact retrieval engine, and the submodule ``convolution``.
 
-Builds with CUDA have a submodule ``cuda`` as well (see csrc/cuda/bindings.cpp), which only ``retrieval.device`` calls.
+Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16. Builds with CUDA have a submodule ``cuda`` as
+well (see csrc/cuda/bindings.cpp), which only ``retrieval.device`` calls.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,3 +47,43 @@ class Ranking:
     def collect(self, rows: NDArray[Any], dtype: str, start: int, labels: NDArray[np.int64]) -> None: ...
     def count(self, rows: NDArray[Any], dtype: str, start: int, labels: NDArray[np.int64]) -> None: ...
     def ranks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+class convolution:
+    """Maps and weights travel as addresses; see csrc/convolution/bindings.cpp."""
+
+    @staticmethod
+    def down(
+        sizes: Sequence[int],
+        map: int,
+        weight: int,
+        strides: Sequence[int],
+        bias: int,
+        out: int,
+        parallel: int,
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def up(
+        sizes: Sequence[int],
+        map: int,
+        weight: int,
+        strides: Sequence[int],
+        bias: int,
+        out: int,
+        parallel: int,
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def weight_gradient(
+        sizes: Sequence[int], small: int, large: int, out: int, strides: Sequence[int], parallel: int, threads: int
+    ) -> None: ...
+    @staticmethod
+    def channel_sums(map: int, pixels: int, channels: int, out: int, parallel: int, threads: int) -> None: ...
+    @staticmethod
+    def instruction_sets() -> list[str]: ...
+    @staticmethod
+    def instruction_set() -> str: ...
+    @staticmethod
+    def select_instruction_set(name: str) -> None: ...
+    @staticmethod
+    def has_matrix_units() -> bool: ...

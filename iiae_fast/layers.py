@@ -1,11 +1,8 @@
-"""The networks' layers, with another way through bf16 on a CPU: oneDNN reaches its peak there, ATen around it does not.
+"""The networks' layers, with another way through bf16 on a CPU, where ATen's and oneDNN's stay far below the processor's peak.
 
 Under ``torch.autocast("cpu", torch.bfloat16)`` these layers compute what their parents do, but
 
-- the bias gradient is a sum of its own (oneDNN's takes up to 40 % of a transposed convolution's backward pass);
-- the gradient of weights between small maps is one matrix product (a fifth faster; larger maps would need too much memory);
-- a transposed convolution to few channels, which oneDNN runs at a sixth of its peak, is a 3×3 convolution to four times as many
-  channels, whose outputs are then interleaved;
+- convolutions of the published kind are kernels of our own where the processor has AVX-512 BF16 (``iiae_fast.convolution``);
 - dropout takes eight decisions from each 64-bit draw (ATen's Bernoulli draws one by one);
 - the gradient that comes back through a flattened map is put into the map's own order (ATen's next two steps, on two orders at
   once, take five times as long as the copy).
@@ -20,11 +17,9 @@ __all__ = ["Conv2d", "ConvTranspose2d", "Dropout", "flatten"]
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STRIDE, _PADDING, _DILATION = [2, 2], [1, 1], [1, 1]
-_FEW = 4  # output channels of a transposed convolution up to which it is done as a 3×3 convolution
+from iiae_fast import convolution
 
 
 def _fast(x: Tensor) -> bool:
@@ -37,17 +32,19 @@ def _fast(x: Tensor) -> bool:
     )
 
 
-def _published(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether a layer is of the one kind that the published networks have."""
-    kind = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return kind == ((4, 4), (2, 2), (1, 1), (1, 1), 1) and layer.bias is not None
+def _ours(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
+    """Whether a layer is of the one kind that the published networks have, and our kernels take it."""
+    kind = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    if kind != ((4, 4), (2, 2), (1, 1), (1, 1), 1, "zeros") or layer.bias is None:
+        return False
+    return convolution.available() and convolution.fits(x, layer.weight, layer.bias, isinstance(layer, nn.ConvTranspose2d))
 
 
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d``; see the module's text."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _fast(input) and _published(self):
+        if _fast(input) and _ours(self, input):
             return _convolve(input, self.weight, self.bias, False)
         return super().forward(input)
 
@@ -56,7 +53,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """``nn.ConvTranspose2d``; see the module's text."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size is None and _fast(input) and _published(self):
+        if output_size is None and _fast(input) and _ours(self, input):
             return _convolve(input, self.weight, self.bias, True)
         return super().forward(input, output_size)
 
@@ -85,81 +82,24 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) 
 
 
 class _Convolution(torch.autograd.Function):
-    """A 4×4 convolution of stride 2, or its transpose, in bf16; the gradients of fp32 weights are fp32."""
+    """A 4×4 convolution of stride 2, or its transpose, in bf16; weights and their gradients are fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, transposed: bool) -> Tensor:
         x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        low, low_bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
-        ctx.save_for_backward(x, low)
-        ctx.transposed, ctx.dtype = transposed, weight.dtype
-        if transposed and weight.shape[1] <= _FEW:
-            return _interleaved(x, low, low_bias)
-        out: Tensor = torch.ops.aten.convolution(x, low, low_bias, _STRIDE, _PADDING, _DILATION, transposed, [0, 0], 1)
-        return out
+        ctx.save_for_backward(x, weight)
+        ctx.transposed = transposed
+        return convolution.up(x, weight, bias) if transposed else convolution.down(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         small, large = (x, gradient) if ctx.transposed else (gradient, x)
-        multiplied = _gains_by_product(small, large)
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            x,
-            weight,
-            [gradient.shape[1]],
-            _STRIDE,
-            _PADDING,
-            _DILATION,
-            ctx.transposed,
-            [0, 0],
-            1,
-            [ctx.needs_input_grad[0], not multiplied, False],
-        )
-        if multiplied:
-            dweight = _weight_gradient(small, large)
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])  # summed over one axis; over three it is slower
-        return dx, dweight.to(ctx.dtype), rows.sum(0).to(ctx.dtype), None
-
-
-def _gains_by_product(small: Tensor, large: Tensor) -> bool:
-    """Whether one matrix product makes the gradient of the weights between two maps faster than oneDNN does."""
-    return small.shape[2] * small.shape[3] <= 64 and large.shape[1] >= 16
-
-
-def _weight_gradient(small: Tensor, large: Tensor) -> Tensor:
-    """``(C, K, 4, 4)`` from maps ``(B, C, H, W)`` and ``(B, K, 2H, 2W)`` in channels_last order; the one is a convolution's
-    gradient and the other its input, or the other way round for a transposed one."""
-    padded = F.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
-    (batch, rows, columns, channels), strides = padded.shape, padded.stride()
-    shape = (batch, rows // 2 - 1, columns // 2 - 1, 4, 4 * channels)  # four rows of four pixels under each pixel of the other
-    windows = padded.as_strided(shape, (strides[0], 2 * strides[1], 2 * strides[2], strides[1], 1))
-    product = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ windows.reshape(-1, 16 * channels)
-    return product.view(-1, 4, 4, channels).permute(0, 3, 1, 2)
-
-
-def _interleaved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A transposed convolution as a 3×3 convolution to the four pixels that lie in one of the input's.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        weight: ``(C, K, 4, 4)``.
-        bias: ``(K,)``.
-
-    Returns:
-        ``(B, K, 2H, 2W)`` in channels_last order.
-    """
-    inputs, outputs = weight.shape[:2]
-    # Output 2i + a takes input i + d through row 1 - 2d + a of the kernel: with a row of zeros at each end, through row
-    # 2 (1 - d) + a, of pairs counted from the last.
-    pairs = F.pad(weight, (1, 1, 1, 1)).reshape(inputs, outputs, 3, 2, 3, 2).flip(2, 4)
-    kernels = pairs.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
-    pixels = torch.ops.aten.convolution(x, kernels, bias.repeat(4), [1, 1], _PADDING, _DILATION, False, [0, 0], 1)
-    batch, _, height, width = pixels.shape
-    rows = pixels.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2 * outputs)  # (B, H, W, a, (c, K))
-    image: Tensor = rows.transpose(2, 3).reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
-    return image
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = convolution.down(gradient, weight, None) if ctx.transposed else convolution.up(gradient, weight, None)
+        return dx, convolution.weight_gradient(small, large, weight), convolution.bias_gradient(gradient), None
 
 
 class _Flatten(torch.autograd.Function):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from iiae_fast import convolution
 from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout
 
 CASES = [(Conv2d, nn.Conv2d, 3, 8), (Conv2d, nn.Conv2d, 8, 5), (ConvTranspose2d, nn.ConvTranspose2d, 8, 5)]
 CASES += [(ConvTranspose2d, nn.ConvTranspose2d, 5, channels) for channels in (1, 3, 4)]
-CASES += [(Conv2d, nn.Conv2d, 16, 5), (ConvTranspose2d, nn.ConvTranspose2d, 5, 17)]  # weights' gradients by a matrix product
+CASES += [(Conv2d, nn.Conv2d, 16, 5), (ConvTranspose2d, nn.ConvTranspose2d, 5, 17)]
 
 
 def twins(ours: type[nn.Module], parent: type[nn.Module], inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
@@ -32,6 +33,13 @@ def results(layer: nn.Module, x: Tensor, gradient: Tensor, low: bool) -> list[Te
     return [out.double(), *(tensor.double() for tensor in (x.grad, layer.weight.grad, layer.bias.grad))]
 
 
+@pytest.fixture
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our kernels on every processor, by the portable ones if need be."""
+    monkeypatch.setattr(convolution, "available", lambda: True)
+
+
+@pytest.mark.usefixtures("own_kernels")
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("ours", "parent", "inputs", "outputs"), CASES)
 def test_bf16_is_as_exact_as_the_parents(
@@ -48,7 +56,11 @@ def test_bf16_is_as_exact_as_the_parents(
         assert ours_off <= 2 * theirs_off + 1e-3, (name, ours_off, theirs_off)
         assert ours_off < 8e-3, name
     assert layer.weight.grad.dtype == torch.float32
-    assert torch.equal(layer.bias.grad, layer.bias.grad.bfloat16().float()), "the sum is rounded once, as the parent's"
+    rounded = results(
+        twins(ours, parent, inputs, outputs)[1].double(), x.bfloat16().double(), gradient.bfloat16().double(), False
+    )
+    for name, one, right in list(zip(("output", "input", "weight", "bias"), found, rounded))[2:]:
+        assert (one - right).norm() < 1e-5 * right.norm(), f"{name}: a sum of bf16's products, itself not rounded to bf16"
 
 
 @pytest.mark.parametrize(("ours", "parent", "inputs", "outputs"), CASES)
@@ -64,6 +76,28 @@ def test_elsewhere_they_are_their_parents_bit_for_bit(
         assert torch.equal(layer(x), plain(x))
 
 
+@pytest.mark.parametrize(("ours", "parent", "inputs", "outputs"), CASES)
+def test_where_our_kernels_are_not_available_they_are_their_parents(
+    ours: type[nn.Module], parent: type[nn.Module], inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "available", lambda: False)
+    layer, plain = twins(ours, parent, inputs, outputs)
+    x = torch.randn(2, inputs, 8, 8)
+    gradient = torch.randn(2, outputs, *((4, 4) if isinstance(layer, nn.Conv2d) else (16, 16)))
+    for one, other in zip(results(layer, x, gradient, low=True), results(plain, x, gradient, low=True)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize("size", [(6, 6), (8, 4), (2, 10)])
+def test_maps_that_our_kernels_do_not_take_are_the_parents(size: tuple[int, int]) -> None:
+    layer, plain = twins(Conv2d, nn.Conv2d, 3, 4)
+    x, gradient = torch.randn(2, 3, *size), torch.randn(2, 4, size[0] // 2, size[1] // 2)
+    for one, other in zip(results(layer, x, gradient, low=True), results(plain, x, gradient, low=True)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("own_kernels")
 def test_input_that_needs_no_gradient_gets_none() -> None:
     layer = Conv2d(3, 4, 4, stride=2, padding=1)
     x = torch.randn(1, 3, 8, 8)

@@ -1,21 +1,8 @@
-// The kernel tables of every instruction set, and the means to compile one file for one instruction set.
-//
-// Only what lies between IIAE_TARGET_BEGIN and IIAE_TARGET_END is compiled for the instruction set, inside an anonymous
-// namespace: nothing that another file might share, such as a function of the standard library, ever is.
+// The kernel tables of every instruction set.
 #pragma once
 
 #include "cpu/kernels.h"
-
-#define IIAE_INLINE __attribute__((always_inline)) inline
-#define IIAE_INLINE_LAMBDA __attribute__((always_inline))
-#define IIAE_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define IIAE_TARGET_BEGIN(features) IIAE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define IIAE_TARGET_END IIAE_PRAGMA(clang attribute pop)
-#elif defined(__GNUC__)
-#define IIAE_TARGET_BEGIN(features) IIAE_PRAGMA(GCC push_options) IIAE_PRAGMA(GCC target(features))
-#define IIAE_TARGET_END IIAE_PRAGMA(GCC pop_options)
-#endif
+#include "target.h"
 
 namespace iiae {
 

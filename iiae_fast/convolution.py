@@ -1,0 +1,212 @@
+"""The published networks' convolutions in bf16 on a CPU: 4×4, stride 2, one pixel of padding.
+
+Such a layer connects a *large* map, twice as high and wide, with a *small* one. A convolution goes ``down`` from the large map
+to the small one, and its input's gradient ``up``; a transposed convolution goes up, and its input's gradient down. One weight,
+``(C_small, C_large, 4, 4)``, is what PyTorch has for either, and the gradient of weights is the same sum for both.
+
+The kernels (``csrc/convolution``) multiply pairs of bf16 and add in fp32 (AVX-512 BF16), read neighbouring pixels where they
+lie instead of copying windows, and run on PyTorch's own threads. They are ops, ``torch.ops.iiae_fast.convolution_*``, opaque to
+``torch.compile``. Where ``available()`` is false, layers are PyTorch's.
+"""
+
+from __future__ import annotations
+
+__all__ = ["available", "bias_gradient", "down", "fits", "up", "weight_gradient"]
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iiae_fast import _C
+from iiae_fast.errors import InputError
+
+
+def available() -> bool:
+    """Whether layers should take these kernels: on processors with AVX-512 BF16, but for those with AMX, which oneDNN uses."""
+    return _suitable() and (_parallel() != 0 or torch.get_num_threads() == 1)
+
+
+def fits(map: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
+    """Whether a layer's operands are of the kind that these kernels take; see ``down`` and ``up``."""
+    if (
+        map.dim() != 4
+        or weight.dtype != torch.float32
+        or (bias is not None and bias.dtype != torch.float32)
+        or map.numel() == 0
+    ):
+        return False
+    height, width = map.shape[2:]
+    return width % 4 == 0 if transposed else height % 2 == 0 and width % 8 == 0
+
+
+def down(large: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """From the large map to the small one.
+
+    Args:
+        large: ``(B, C_large, 2H, 2W)``, bf16, W a multiple of 4; in channels_last order it is not copied.
+        weight: ``(C_small, C_large, 4, 4)``, fp32, rounded to bf16 on the way.
+        bias: ``(C_small,)``, fp32, or None.
+
+    Returns:
+        ``(B, C_small, H, W)``, bf16, in channels_last order.
+
+    Raises:
+        InputError: Another shape or dtype.
+    """
+    out: Tensor = torch.ops.iiae_fast.convolution_down(large, weight, bias)
+    return out
+
+
+def up(small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """From the small map to the large one: ``(B, C_small, H, W)`` to ``(B, C_large, 2H, 2W)``; otherwise as ``down``."""
+    out: Tensor = torch.ops.iiae_fast.convolution_up(small, weight, bias)
+    return out
+
+
+def weight_gradient(small: Tensor, large: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weight, from a layer's input and its output's gradient, in the order of their maps.
+
+    Args:
+        small: ``(B, C_small, H, W)``, bf16, W a multiple of 4.
+        large: ``(B, C_large, 2H, 2W)``, bf16.
+        weight: ``(C_small, C_large, 4, 4)``; only its shape and strides are looked at.
+
+    Returns:
+        fp32, with the shape and strides of ``weight``. The same, bit for bit, for the same number of threads.
+
+    Raises:
+        InputError: Another shape or dtype.
+    """
+    out: Tensor = torch.ops.iiae_fast.convolution_weight_gradient(small, large, weight)
+    return out
+
+
+def bias_gradient(gradient: Tensor) -> Tensor:
+    """The sum ``(C,)``, fp32, of an output's gradient ``(B, C, H, W)``, bf16, over all pixels."""
+    out: Tensor = torch.ops.iiae_fast.convolution_bias_gradient(gradient)
+    return out
+
+
+@cache
+def _suitable() -> bool:
+    return _C.convolution.instruction_sets()[0] != "scalar" and not _C.convolution.has_matrix_units()
+
+
+@cache
+def _parallel() -> int:
+    """OpenMP's entry point in the library that PyTorch has loaded; 0 if it has another threading library."""
+    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _pixels(name: str, map: Tensor) -> Tensor:
+    """A map as the kernels read it: (B, H, W, C) in memory."""
+    if map.dim() != 4 or map.dtype != torch.bfloat16:
+        raise InputError(f"{name}: {map.dtype} of shape {tuple(map.shape)}; accepted is torch.bfloat16 of shape (B, C, H, W)")
+    return map.contiguous(memory_format=torch.channels_last)
+
+
+def _sizes(small: Sequence[int], large: Sequence[int], weight: Tensor) -> tuple[int, int, int, int, int]:
+    """Of both maps, as the kernels take them: batch, height and width of the small map, channels of either."""
+    batch, channels, height, width = small
+    if tuple(large) != (batch, large[1], 2 * height, 2 * width) or width % 4 or weight.shape != (channels, large[1], 4, 4):
+        raise InputError(
+            f"maps {tuple(small)} and {tuple(large)} with a weight {tuple(weight.shape)}: accepted are (B, C, H, W) and "
+            f"(B, K, 2H, 2W), W a multiple of 4, with (C, K, 4, 4)"
+        )
+    return batch, height, width, channels, large[1]
+
+
+def _down_shape(large: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    return len(large), len(weight), large.shape[2] // 2, large.shape[3] // 2
+
+
+def _up_shape(small: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    return len(small), weight.shape[1], 2 * small.shape[2], 2 * small.shape[3]
+
+
+def _convolve(kernel: Any, map: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, sizes: Sequence[int]) -> Tensor:
+    for name, tensor, shape in (("weight", weight, weight.shape), ("bias", bias, out.shape[1:2])):
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.shape != shape):
+            raise InputError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}; accepted is torch.float32 {tuple(shape)}")
+    bias = bias if bias is None else bias.contiguous()
+    address = 0 if bias is None else bias.data_ptr()
+    kernel(sizes, map.data_ptr(), weight.data_ptr(), weight.stride(), address, out.data_ptr(), *_team())
+    return out
+
+
+def _empty_map(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device=like.device, memory_format=torch.channels_last)
+
+
+def _down(large: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    large, shape = _pixels("large", large), _down_shape(large, weight)
+    sizes = _sizes(shape, large.shape, weight)
+    return _convolve(_C.convolution.down, large, weight, bias, _empty_map(shape, large), sizes)
+
+
+def _up(small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    small, shape = _pixels("small", small), _up_shape(small, weight)
+    sizes = _sizes(small.shape, shape, weight)
+    return _convolve(_C.convolution.up, small, weight, bias, _empty_map(shape, small), sizes)
+
+
+def _weight_gradient(small: Tensor, large: Tensor, weight: Tensor) -> Tensor:
+    small, large = _pixels("small", small), _pixels("large", large)
+    sizes = _sizes(small.shape, large.shape, weight)
+    out = torch.empty_like(weight, dtype=torch.float32)
+    _C.convolution.weight_gradient(sizes, small.data_ptr(), large.data_ptr(), out.data_ptr(), out.stride(), *_team())
+    return out
+
+
+def _bias_gradient(gradient: Tensor) -> Tensor:
+    gradient = _pixels("gradient", gradient)
+    channels = gradient.shape[1]
+    out = torch.empty(channels, dtype=torch.float32)
+    _C.convolution.channel_sums(gradient.data_ptr(), gradient.numel() // channels, channels, out.data_ptr(), *_team())
+    return out
+
+
+def _team() -> tuple[int, int]:
+    return _parallel(), torch.get_num_threads()
+
+
+def _register() -> None:
+    """Each op with its kernel, and with what it returns for tensors without data."""
+    ops: list[tuple[str, str, Callable[..., Tensor], Callable[..., Tensor]]] = [
+        (
+            "convolution_down",
+            "(Tensor large, Tensor weight, Tensor? bias) -> Tensor",
+            _down,
+            lambda large, weight, bias: _empty_map(_down_shape(large, weight), large),
+        ),
+        (
+            "convolution_up",
+            "(Tensor small, Tensor weight, Tensor? bias) -> Tensor",
+            _up,
+            lambda small, weight, bias: _empty_map(_up_shape(small, weight), small),
+        ),
+        (
+            "convolution_weight_gradient",
+            "(Tensor small, Tensor large, Tensor weight) -> Tensor",
+            _weight_gradient,
+            lambda small, large, weight: torch.empty_like(weight, dtype=torch.float32),
+        ),
+        (
+            "convolution_bias_gradient",
+            "(Tensor gradient) -> Tensor",
+            _bias_gradient,
+            lambda gradient: gradient.new_empty(gradient.shape[1], dtype=torch.float32),
+        ),
+    ]
+    for name, schema, kernel, fake in ops:
+        torch.library.define(f"iiae_fast::{name}", schema)
+        torch.library.impl(f"iiae_fast::{name}", "cpu", kernel)
+        torch.library.register_fake(f"iiae_fast::{name}", fake)
+
+
+_register()
