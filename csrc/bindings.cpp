@@ -8,6 +8,7 @@
 #include <cfenv>
 #include <memory>
 
+#include "batch_norm/bindings.h"
 #include "canonical.h"
 #include "convolution/bindings.h"
 #include "cpu/kernels.h"
@@ -290,6 +291,8 @@ PYBIND11_MODULE(_C, m) {
       .def("ranks", &PyRanking::ranks);
   py::module_ convolution = m.def_submodule("convolution", "Convolutions in bf16. Use it through iiae_fast.convolution.");
   iiae::convolution::register_functions(convolution);
+  py::module_ batch_norm = m.def_submodule("batch_norm", "BatchNorm in bf16. Use it through iiae_fast.batch_norm.");
+  iiae::batch_norm::register_functions(batch_norm);
 #ifdef IIAE_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda", "The same on CUDA devices. Use it through iiae_fast.retrieval.");
   iiae::cuda::register_functions(cuda);

@@ -87,3 +87,42 @@ class convolution:
     def select_instruction_set(name: str) -> None: ...
     @staticmethod
     def has_matrix_units() -> bool: ...
+
+class batch_norm:
+    """Maps and parameters travel as addresses; see csrc/batch_norm/bindings.cpp."""
+
+    @staticmethod
+    def forward(
+        pixels: int,
+        channels: int,
+        x: int,
+        weight: int,
+        bias: int,
+        mean: int,
+        inverse_deviation: int,
+        running_mean: int,
+        running_variance: int,
+        momentum: float,
+        epsilon: float,
+        slope: float,
+        out: int,
+        parallel: int,
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def backward(
+        pixels: int,
+        channels: int,
+        x: int,
+        weight: int,
+        bias: int,
+        mean: int,
+        inverse_deviation: int,
+        slope: float,
+        gradient: int,
+        x_gradient: int,
+        weight_gradient: int,
+        bias_gradient: int,
+        parallel: int,
+        threads: int,
+    ) -> None: ...

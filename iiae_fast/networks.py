@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iiae_fast.config import ModelConfig
 from iiae_fast.errors import InputError
-from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout, flatten
+from iiae_fast.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, flatten
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -76,8 +76,8 @@ def _zero_bias(layer: Layer) -> Layer:
     return layer
 
 
-def _image_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+def _image_norm(channels: int) -> BatchNorm2d:
+    return BatchNorm2d(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
 
 
 def _vector_norm(features: int) -> DenseBatchNorm:
@@ -95,7 +95,9 @@ class EncoderStep(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """What enters the layer."""
-        if self.norm is not None:
+        if isinstance(self.norm, BatchNorm2d):
+            x = self.norm.activated(x, 0.2)
+        elif self.norm is not None:
             x = F.leaky_relu(self.norm(x), 0.2, inplace=True)
         return flatten(x) if self.flatten else x
 
@@ -148,7 +150,10 @@ class DecoderStep(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.dropout(self.norm(self.layer(x))), inplace=True)
+        x = self.layer(x)
+        if isinstance(self.norm, BatchNorm2d):
+            return self.norm.activated(x, 0.0, self.dropout)
+        return F.relu(self.dropout(self.norm(x)), inplace=True)
 
 
 class Decoder(nn.Module):

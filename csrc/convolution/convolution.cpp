@@ -67,32 +67,6 @@ class Scratch {
   std::size_t count_ = 0;
 };
 
-// Calls work(i) for every i below `count` on the team's threads. An exception is thrown here after all have ended.
-template <class Work>
-void run(const Team& team, std::size_t count, const Work& work) {
-  struct Task {
-    const Work& work;
-    std::size_t count;
-    std::atomic<std::size_t> next{0};
-    std::atomic<bool> failed{false};
-  } task{work, count};
-  const auto body = [](void* data) {
-    auto& task = *static_cast<Task*>(data);
-    try {
-      for (std::size_t i = task.next++; i < task.count; i = task.next++) task.work(i);
-    } catch (const std::bad_alloc&) {
-      task.failed = true;
-    }
-  };
-  const auto threads = static_cast<unsigned>(std::min<std::size_t>(team.threads, count));
-  if (team.parallel && threads > 1) {
-    team.parallel(body, &task, threads, 0);
-  } else {
-    body(&task);
-  }
-  if (task.failed) throw std::bad_alloc();
-}
-
 // Rows of one image of the small map, and the part of the large map that they meet.
 struct Piece {
   std::size_t image, first, count;

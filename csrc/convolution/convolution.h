@@ -11,18 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "team.h"
+
 namespace iiae::convolution {
 
 using Bf16 = std::uint16_t;  // bits of a bfloat16
-
-// Runs body(data) on up to `threads` threads at once and waits for them. OpenMP's own entry point fits, so that the engine
-// computes on the threads that PyTorch has: others would fight with those for the cores, since OpenMP's wait by spinning.
-using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
-
-struct Team {
-  Parallel parallel = nullptr;  // none: this thread alone
-  unsigned threads = 1;
-};
 
 struct Shape {
   std::size_t batch;

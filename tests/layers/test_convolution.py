@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -24,23 +23,6 @@ SHAPES = [
     (1, 40, 64, 33, 48),  # maps in several pieces, the last one smaller
     (2, 3, 4, 300, 70),  # sums in several blocks of channels
 ]
-
-
-@pytest.fixture(params=_C.convolution.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.convolution.instruction_set()
-    _C.convolution.select_instruction_set(request.param)
-    assert _C.convolution.instruction_set() == request.param
-    yield request.param
-    _C.convolution.select_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 class Operands(NamedTuple):
