@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("iiae_latents", "reparameterize", "reconstruction", "elbo", "philox", "total_correlation", "hsic"),
     "retrieval": ("retrieval",),
-    "training": ("training",),
+    "training": ("training", "layers"),
     "inference": ("inference",),
 }
 """Suite: the modules of its benchmarks, in order."""

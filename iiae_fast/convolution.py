@@ -25,6 +25,7 @@ from iiae_fast import _C
 from iiae_fast.errors import InputError
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether layers should take these kernels: on processors with AVX-512 BF16, but for those with AMX, which oneDNN uses."""
     return _suitable() and (_parallel() != 0 or torch.get_num_threads() == 1)

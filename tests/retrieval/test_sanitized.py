@@ -1,4 +1,4 @@
-"""The engine, built with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of this folder.
+"""The C++ code, built with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of this folder and of layers.
 
 As part of the suite it runs a share of them that takes a minute; ``make sanitize`` runs all.
 """
@@ -16,6 +16,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITE = ("test_search.py", "test_evaluation.py", "test_index.py")
+LAYERS = [ROOT / "tests" / "layers" / name for name in ("test_convolution.py", "test_batch_norm.py")]
 # These start processes of their own, count memory, or write thousands of files.
 TOO_SLOW = "not (without_torch or little_memory or damage or truncation or flipped)"
 
@@ -59,9 +60,10 @@ def test_suite_is_clean(environment: dict[str, str]) -> None:
     assert used.stdout.startswith(environment["PYTHONPATH"])
     if os.environ.get("IIAE_SANITIZE_ALL") == "1":
         # The fuzzer's own coverage does not work beside a preloaded sanitizer; it runs on the usual build. ARM has its own.
-        selected = [HERE, *(f"--ignore={HERE / name}" for name in (Path(__file__).name, "test_fuzz.py", "test_arm.py"))]
+        left_out = (Path(__file__).name, "test_fuzz.py", "test_arm.py")
+        selected = [*LAYERS, HERE, *(f"--ignore={HERE / name}" for name in left_out)]
     else:
-        selected = [*(HERE / name for name in SUITE), "-k", TOO_SLOW]
+        selected = [*LAYERS, *(HERE / name for name in SUITE), "-k", TOO_SLOW]
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *selected]
     result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]

@@ -30,7 +30,7 @@ def operators(preset: Preset, options: TrainingOptions) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "precision", "most"), [("spatial", "fp32", 460), ("spatial", "bf16", 587), ("feature", "fp32", 548)]
+    ("family", "precision", "most"), [("spatial", "fp32", 460), ("spatial", "bf16", 496), ("feature", "fp32", 548)]
 )
 def test_a_step_dispatches_no_more_operators_than_it_did(family: str, precision: Any, most: int) -> None:
     preset = digits() if family == "spatial" else features()
@@ -172,7 +172,7 @@ def test_the_command_prints_the_profile(
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.parametrize(("family", "precision", "most"), [("spatial", "bf16", [448, 398]), ("feature", "fp32", [444, 389])])
+@pytest.mark.parametrize(("family", "precision", "most"), [("spatial", "bf16", [386, 265]), ("feature", "fp32", [444, 389])])
 def test_a_compiled_step_is_one_graph_of_no_more_operators_and_the_same(
     family: str, precision: Any, most: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
