@@ -16,6 +16,7 @@
 #include "cpu/search.h"
 #include "cpu/validate.h"
 #include "names.h"
+#include "philox/bindings.h"
 #ifdef IIAE_WITH_CUDA
 #include "cuda/bindings.h"
 #endif
@@ -293,6 +294,8 @@ PYBIND11_MODULE(_C, m) {
   iiae::convolution::register_functions(convolution);
   py::module_ batch_norm = m.def_submodule("batch_norm", "BatchNorm in bf16. Use it through iiae_fast.batch_norm.");
   iiae::batch_norm::register_functions(batch_norm);
+  py::module_ philox = m.def_submodule("philox", "Random numbers. Use it through iiae_fast.kernels.");
+  iiae::philox::register_functions(philox);
 #ifdef IIAE_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda", "The same on CUDA devices. Use it through iiae_fast.retrieval.");
   iiae::cuda::register_functions(cuda);

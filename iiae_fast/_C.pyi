@@ -1,4 +1,4 @@
-"""What is written in C++ (csrc/): the exact retrieval engine, and the submodule ``convolution``.
+"""What is written in C++ (csrc/): the exact retrieval engine, and kernels of training.
 
 Rows are matrices, contiguous in their last dimension; bfloat16 travels as uint16. Builds with CUDA have a submodule ``cuda`` as
 well (see csrc/cuda/bindings.cpp), which only ``retrieval.device`` calls.
@@ -125,4 +125,10 @@ class batch_norm:
         bias_gradient: int,
         parallel: int,
         threads: int,
+    ) -> None: ...
+
+class philox:
+    @staticmethod
+    def uniforms(
+        seed: int, stream: int, count: int, least: float, first: int, second: int, parallel: int, threads: int
     ) -> None: ...

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from iiae_fast import _C
-from iiae_fast.convolution import _team
 from iiae_fast.errors import InputError
+from iiae_fast.openmp import team
 
 
 def forward(
@@ -112,7 +112,7 @@ def _forward(
         epsilon,
         slope,
         out.data_ptr(),
-        *_team(),
+        *team(),
     )
     return out, mean, inverse_deviation
 
@@ -139,7 +139,7 @@ def _backward(
         dx.data_ptr(),
         dweight.data_ptr(),
         dbias.data_ptr(),
-        *_team(),
+        *team(),
     )
     return dx, dweight, dbias
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 __all__ = ["available", "bias_gradient", "down", "fits", "up", "weight_gradient"]
 
-import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -23,12 +22,13 @@ from torch import Tensor
 
 from iiae_fast import _C
 from iiae_fast.errors import InputError
+from iiae_fast.openmp import entry_point, team
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether layers should take these kernels: on processors with AVX-512 BF16, but for those with AMX, which oneDNN uses."""
-    return _suitable() and (_parallel() != 0 or torch.get_num_threads() == 1)
+    return _suitable() and (entry_point() != 0 or torch.get_num_threads() == 1)
 
 
 def fits(map: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
@@ -97,13 +97,6 @@ def _suitable() -> bool:
     return _C.convolution.instruction_sets()[0] != "scalar" and not _C.convolution.has_matrix_units()
 
 
-@cache
-def _parallel() -> int:
-    """OpenMP's entry point in the library that PyTorch has loaded; 0 if it has another threading library."""
-    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
 def _pixels(name: str, map: Tensor) -> Tensor:
     """A map as the kernels read it: (B, H, W, C) in memory."""
     if map.dim() != 4 or map.dtype != torch.bfloat16:
@@ -136,7 +129,7 @@ def _convolve(kernel: Any, map: Tensor, weight: Tensor, bias: Tensor | None, out
             raise InputError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}; accepted is torch.float32 {tuple(shape)}")
     bias = bias if bias is None else bias.contiguous()
     address = 0 if bias is None else bias.data_ptr()
-    kernel(sizes, map.data_ptr(), weight.data_ptr(), weight.stride(), address, out.data_ptr(), *_team())
+    kernel(sizes, map.data_ptr(), weight.data_ptr(), weight.stride(), address, out.data_ptr(), *team())
     return out
 
 
@@ -160,7 +153,7 @@ def _weight_gradient(small: Tensor, large: Tensor, weight: Tensor) -> Tensor:
     small, large = _pixels("small", small), _pixels("large", large)
     sizes = _sizes(small.shape, large.shape, weight)
     out = torch.empty_like(weight, dtype=torch.float32)
-    _C.convolution.weight_gradient(sizes, small.data_ptr(), large.data_ptr(), out.data_ptr(), out.stride(), *_team())
+    _C.convolution.weight_gradient(sizes, small.data_ptr(), large.data_ptr(), out.data_ptr(), out.stride(), *team())
     return out
 
 
@@ -168,12 +161,8 @@ def _bias_gradient(gradient: Tensor) -> Tensor:
     gradient = _pixels("gradient", gradient)
     channels = gradient.shape[1]
     out = torch.empty(channels, dtype=torch.float32)
-    _C.convolution.channel_sums(gradient.data_ptr(), gradient.numel() // channels, channels, out.data_ptr(), *_team())
+    _C.convolution.channel_sums(gradient.data_ptr(), gradient.numel() // channels, channels, out.data_ptr(), *team())
     return out
-
-
-def _team() -> tuple[int, int]:
-    return _parallel(), torch.get_num_threads()
 
 
 def _register() -> None:

@@ -83,7 +83,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         kept = (self.weight, self.bias, self.running_mean, self.running_var)
         if self.momentum is None or any(tensor is None or tensor.dtype != torch.float32 for tensor in kept):
             return False
-        return convolution.available()
+        found: bool = convolution.available()
+        return found
 
 
 class Dropout(nn.Dropout):

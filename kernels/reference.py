@@ -1,5 +1,7 @@
 """The definition of every fused operation, in plain PyTorch. It runs on any device and is what the Triton kernels must equal.
 
+Of Philox there are two: plain PyTorch, and one op for CPUs with the same bits, which plain PyTorch is slow at.
+
 These functions trust their arguments; ``iiae_latents``, ``reparameterize``, ``reconstruction``, ``elbo``, ``philox_normal`` of
 ``iiae_fast.kernels`` check them first. Shapes: B batch, D latent size; a packed head is ``(B, 2D)`` or ``(B, 2C, H, W)``,
 [mean | logvar] along dim 1. Arithmetic is fp32, or fp64 where the inputs are fp64.
@@ -8,12 +10,14 @@ These functions trust their arguments; ``iiae_latents``, ``reparameterize``, ``r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from iiae_fast.kernels import _philox_cpu
 from iiae_fast.kernels._validate import require_alike, require_head
 
 # Log-variances are clamped to [LOGVAR_MIN, LOGVAR_MAX] before use, and a clamped element gets zero gradient.
@@ -127,20 +131,29 @@ def philox_normal(shape: tuple[int, ...], seed: Tensor, stream: int) -> Tensor:
 
 
 def _philox_normals(shapes: dict[int, tuple[int, ...]], seed: Tensor) -> list[Tensor]:
-    """``philox_normal`` of several streams at once: on a CPU the small ones cost their calls, not their elements."""
+    """``philox_normal`` of several streams at once: small ones cost their calls, not their elements."""
     seed = seed.reshape(())
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    streams, sizes = list(shapes), [torch.Size(shape).numel() for shape in shapes.values()]
+    if seed.device.type == "cpu":
+        u1, u2 = _philox_cpu.uniforms(seed, streams, sizes, _UNIFORM_MIN).unbind()
+    else:
+        u1, u2 = uniforms(seed, streams, sizes)
+    radius = u1.log_().mul_(-2.0).sqrt_()
+    noise = torch.split(radius.mul_(u2.mul_(6.283185307179586).cos_()), sizes)
+    return [part.view(shape) for part, shape in zip(noise, shapes.values())]
+
+
+def uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The numbers of Box–Muller, fp32 in [0, 1), of one stream after the other; the first at least ``_UNIFORM_MIN``."""
     parts = [torch.arange(size, device=seed.device) for size in sizes]
     element = torch.cat(parts)
-    streams = torch.cat([torch.full_like(part, stream) for part, stream in zip(parts, shapes)])
-    counter = (element & _MASK32, element >> 32, streams, torch.zeros_like(element))
+    numbers = torch.cat([torch.full_like(part, stream) for part, stream in zip(parts, streams)])
+    counter = (element & _MASK32, element >> 32, numbers, torch.zeros_like(element))
     words = philox4x32(counter, (seed & _MASK32, (seed >> 32) & _MASK32))[:2]
     signed = (word.to(torch.int32) for word in words)
     # As Triton does: a negative number x becomes ~x, which is x xor its sign's copies.
     u1, u2 = ((word ^ (word >> 31)).to(torch.float32).mul_(_UNIFORM_SCALE) for word in signed)
-    radius = u1.clamp_(min=_UNIFORM_MIN).log_().mul_(-2.0).sqrt_()
-    noise = torch.split(radius.mul_(u2.mul_(6.283185307179586).cos_()), sizes)
-    return [part.view(shape) for part, shape in zip(noise, shapes.values())]
+    return u1.clamp_(min=_UNIFORM_MIN), u2
 
 
 class Gaussian(NamedTuple):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from iiae_fast.kernels import philox_normal, reference
+from iiae_fast.kernels import _philox_cpu, philox_normal, reference
 
 # kat_vectors of Random123 1.14 (Salmon et al.), philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -43,6 +43,30 @@ def test_stream_zero_is_triton_randn(seed: int) -> None:
     theirs = torch.full((n,), torch.nan)
     _randn_kernel[(triton.cdiv(n, 256),)](theirs, torch.tensor([seed]), n, BLOCK=256)
     torch.testing.assert_close(philox_normal((n,), seed), theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_op_for_cpus_has_the_bits_of_plain_pytorch(seed: int, threads: int) -> None:
+    given, streams, sizes = torch.tensor(seed), [3, 0, 2**32 - 1, 7], [5, 0, 1, 10_001]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = _philox_cpu.uniforms(given, streams, sizes, reference._UNIFORM_MIN)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(found, reference.uniforms(given, streams, sizes)):
+        assert torch.equal(one, other)
+
+
+def test_the_op_for_cpus_bounds_the_first_number() -> None:
+    found = _philox_cpu.uniforms(torch.tensor(5), [0], [1000], 0.5)
+    assert found[0].min() == 0.5
+    assert found[1].min() < 0.1
+
+
+def test_the_op_for_cpus_keeps_its_promises_to_the_compiler() -> None:
+    torch.library.opcheck(torch.ops.iiae_fast.philox_uniforms, (torch.tensor(5), [0, 3], [7, 2], 1e-7))
 
 
 def test_element_is_counted_in_row_major_order() -> None:
