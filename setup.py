@@ -1,4 +1,4 @@
-"""Builds the retrieval engine ``iiae_fast._C``: for the CPU always, for CUDA devices where nvcc is.
+"""Builds ``iiae_fast._C``: what runs on the CPU always, retrieval on CUDA devices where nvcc is.
 
 ``IIAE_CUDA=0`` leaves the CUDA engine out, ``IIAE_CUDA=1`` makes its absence an error. ``IIAE_CUDA_ARCHS=80,90`` names its
 targets (default: all that are tested and that this nvcc knows; the newest goes in as PTX too). No GPU is needed to build it.
@@ -30,7 +30,7 @@ def headers() -> list[str]:
 
 
 def extension() -> Pybind11Extension:
-    """The CPU engine; the baseline instruction set, so that one binary runs on every machine of the architecture."""
+    """What runs on the CPU; the baseline instruction set, so that one binary runs on every machine of the architecture."""
     compile_args = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread"]
     link_args = ["-pthread"]
     if os.environ.get("IIAE_SANITIZE") == "1":

@@ -1,6 +1,6 @@
-// Tensors come as addresses, as they do for convolutions.
 #include "batch_norm/bindings.h"
 
+#include "addresses.h"
 #include "batch_norm/batch_norm.h"
 
 namespace iiae::batch_norm {
@@ -9,18 +9,9 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-template <class Value>
-Value* pointer(Address address) {
-  return reinterpret_cast<Value*>(address);
-}
-
 Layer layer_of(std::size_t pixels, std::size_t channels, Address weight, Address bias, float slope) {
   return {pixels, channels, pointer<const float>(weight), pointer<const float>(bias), slope};
 }
-
-Team team_of(Address parallel, unsigned threads) { return {reinterpret_cast<Parallel>(parallel), threads}; }
 
 }  // namespace
 

@@ -1,11 +1,10 @@
-// Tensors come as addresses and sizes, since this engine knows nothing of PyTorch; iiae_fast.convolution, the only caller,
-// checks them.
 #include "convolution/bindings.h"
 
 #include <pybind11/stl.h>
 
 #include <array>
 
+#include "addresses.h"
 #include "convolution/convolution.h"
 
 namespace iiae::convolution {
@@ -14,14 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
 using Sizes = std::array<std::size_t, 5>;  // batch, height and width of the small map, channels of the small and the large one
 using Strides = std::array<std::size_t, 4>;  // of a weight: small channel, large channel, row, column
-
-template <class Value>
-Value* pointer(Address address) {
-  return reinterpret_cast<Value*>(address);
-}
 
 Shape shape_of(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}; }
 
@@ -29,8 +22,6 @@ template <class Float>
 Kernel<Float> kernel_of(Address weight, const Strides& strides) {
   return {pointer<Float>(weight), strides[0], strides[1], strides[2], strides[3]};
 }
-
-Team team_of(Address parallel, unsigned threads) { return {reinterpret_cast<Parallel>(parallel), threads}; }
 
 template <auto Function>
 void convolve(const Sizes& sizes, Address map, Address weight, const Strides& strides, Address bias, Address out,
