@@ -26,7 +26,7 @@ def uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least: 
 
 
 def _uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least: float) -> Tensor:
-    out = torch.empty(2, sum(sizes))
+    out = torch.empty(2, sum(sizes), dtype=torch.float32)
     start = 0
     for stream, size in zip(streams, sizes, strict=True):
         first, second = (row.data_ptr() + start * out.element_size() for row in out)
@@ -35,8 +35,9 @@ def _uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least:
     return out
 
 
-torch.library.define("iiae_fast::philox_uniforms", "(Tensor seed, int[] streams, int[] sizes, float least) -> Tensor")
+torch.library.define("iiae_fast::philox_uniforms", "(Tensor seed, SymInt[] streams, SymInt[] sizes, float least) -> Tensor")
 torch.library.impl("iiae_fast::philox_uniforms", "cpu", _uniforms)
 torch.library.register_fake(
-    "iiae_fast::philox_uniforms", lambda seed, streams, sizes, least: torch.empty(2, sum(sizes), device=seed.device)
+    "iiae_fast::philox_uniforms",
+    lambda seed, streams, sizes, least: torch.empty(2, sum(sizes), dtype=torch.float32, device=seed.device),
 )

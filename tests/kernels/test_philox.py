@@ -69,6 +69,30 @@ def test_the_op_for_cpus_keeps_its_promises_to_the_compiler() -> None:
     torch.library.opcheck(torch.ops.iiae_fast.philox_uniforms, (torch.tensor(5), [0, 3], [7, 2], 1e-7))
 
 
+def test_noise_is_fp32_whatever_the_default() -> None:
+    expected = philox_normal((10,), 5, 2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = philox_normal((10,), 5, 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_a_compiled_draw_is_compiled_once_for_many_sizes() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    seed = torch.tensor(5)
+    compiled = torch.compile(lambda x: x + reference.philox_normal(tuple(x.shape), seed, 1), backend=backend, fullgraph=True)
+    for batch in (4, 5, 6, 7):
+        assert torch.equal(compiled(torch.zeros(batch, 3)), reference.philox_normal((batch, 3), seed, 1))
+    assert len(graphs) == 2, "one for the first size, one for all others"
+
+
 def test_element_is_counted_in_row_major_order() -> None:
     flat = philox_normal((2 * 3 * 5 * 7,), 5, 2)
     assert torch.equal(philox_normal((2, 3, 5, 7), 5, 2), flat.reshape(2, 3, 5, 7))
