@@ -1,5 +1,5 @@
 // The Python module iiae_fast._C: the retrieval engine, and the submodules that others register. It checks shapes and dtypes of
-// what it is handed; values and meaning are checked by iiae_fast.retrieval, which is the only caller.
+// what it is handed; values and meaning are checked by iiae_fast.retrieval, which is this file's only caller.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -262,7 +262,7 @@ py::array_t<double> lift(const py::array& array, const std::string& dtype, const
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The exact retrieval engine, through iiae_fast.retrieval, and convolutions, through iiae_fast.convolution.";
+  m.doc() = "The exact retrieval engine, through iiae_fast.retrieval, and kernels of training.";
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const iiae::Kernels* one : iiae::supported_kernels()) names.emplace_back(one->name);

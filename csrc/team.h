@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <new>
+#include <exception>
+#include <mutex>
 
 namespace iiae {
 
@@ -17,21 +18,26 @@ struct Team {
   unsigned threads = 1;
 };
 
-// Calls work(i) for every i below `count` on the team's threads. An exception is thrown here after all have ended.
+// Calls work(i) for every i below `count` on the team's threads. The first exception stops the rest and is thrown here.
 template <class Work>
 void run(const Team& team, std::size_t count, const Work& work) {
   struct Task {
     const Work& work;
     std::size_t count;
     std::atomic<std::size_t> next{0};
-    std::atomic<bool> failed{false};
+    std::mutex mutex{};
+    std::exception_ptr error{};
   } task{work, count};
   const auto body = [](void* data) {
     auto& task = *static_cast<Task*>(data);
-    try {
-      for (std::size_t i = task.next++; i < task.count; i = task.next++) task.work(i);
-    } catch (const std::bad_alloc&) {
-      task.failed = true;
+    for (std::size_t i = task.next++; i < task.count; i = task.next++) {
+      try {
+        task.work(i);
+      } catch (...) {  // none may leave a thread that is not ours
+        const std::lock_guard lock(task.mutex);
+        if (!task.error) task.error = std::current_exception();
+        task.next = task.count;
+      }
     }
   };
   const auto threads = static_cast<unsigned>(std::min<std::size_t>(team.threads, count));
@@ -40,7 +46,7 @@ void run(const Team& team, std::size_t count, const Work& work) {
   } else {
     body(&task);
   }
-  if (task.failed) throw std::bad_alloc();
+  if (task.error) std::rethrow_exception(task.error);
 }
 
 }  // namespace iiae

@@ -6,7 +6,8 @@ to the small one, and its input's gradient ``up``; a transposed convolution goes
 
 The kernels (``csrc/convolution``) multiply pairs of bf16 and add in fp32 (AVX-512 BF16), read neighbouring pixels where they
 lie instead of copying windows, and run on PyTorch's own threads. They are ops, ``torch.ops.iiae_fast.convolution_*``, opaque to
-``torch.compile``. Where ``available()`` is false, layers are PyTorch's.
+``torch.compile``. They have no gradients of their own: a layer puts them together (``iiae_fast.layers``). Where ``available()``
+is false, layers are PyTorch's.
 """
 
 from __future__ import annotations
@@ -33,12 +34,9 @@ def available() -> bool:
 
 def fits(map: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
     """Whether a layer's operands are of the kind that these kernels take; see ``down`` and ``up``."""
-    if (
-        map.dim() != 4
-        or weight.dtype != torch.float32
-        or (bias is not None and bias.dtype != torch.float32)
-        or map.numel() == 0
-    ):
+    if map.dim() != 4 or map.numel() == 0 or map.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in (weight, bias)):
         return False
     height, width = map.shape[2:]
     return width % 4 == 0 if transposed else height % 2 == 0 and width % 8 == 0
@@ -63,7 +61,10 @@ def down(large: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def up(small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """From the small map to the large one: ``(B, C_small, H, W)`` to ``(B, C_large, 2H, 2W)``; otherwise as ``down``."""
+    """From the small map to the large one: ``(B, C_small, H, W)`` to ``(B, C_large, 2H, 2W)``; otherwise as ``down``.
+
+    To four large channels and fewer, an infinite number reaches a pixel more each way than it does by the formula.
+    """
     out: Tensor = torch.ops.iiae_fast.convolution_up(small, weight, bias)
     return out
 
@@ -107,26 +108,28 @@ def _pixels(name: str, map: Tensor) -> Tensor:
 def _sizes(small: Sequence[int], large: Sequence[int], weight: Tensor) -> tuple[int, int, int, int, int]:
     """Of both maps, as the kernels take them: batch, height and width of the small map, channels of either."""
     batch, channels, height, width = small
-    if tuple(large) != (batch, large[1], 2 * height, 2 * width) or width % 4 or weight.shape != (channels, large[1], 4, 4):
+    fitting = tuple(large) == (batch, large[1], 2 * height, 2 * width) and weight.shape == (channels, large[1], 4, 4)
+    if not fitting or width % 4 or 0 in (*small, *large):
         raise InputError(
             f"maps {tuple(small)} and {tuple(large)} with a weight {tuple(weight.shape)}: accepted are (B, C, H, W) and "
-            f"(B, K, 2H, 2W), W a multiple of 4, with (C, K, 4, 4)"
+            f"(B, K, 2H, 2W), none of them 0, W a multiple of 4, with (C, K, 4, 4)"
         )
     return batch, height, width, channels, large[1]
 
 
 def _down_shape(large: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-    return len(large), len(weight), large.shape[2] // 2, large.shape[3] // 2
+    return large.shape[0], weight.shape[0], large.shape[2] // 2, large.shape[3] // 2
 
 
 def _up_shape(small: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-    return len(small), weight.shape[1], 2 * small.shape[2], 2 * small.shape[3]
+    return small.shape[0], weight.shape[1], 2 * small.shape[2], 2 * small.shape[3]
 
 
 def _convolve(kernel: Any, map: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, sizes: Sequence[int]) -> Tensor:
-    for name, tensor, shape in (("weight", weight, weight.shape), ("bias", bias, out.shape[1:2])):
-        if tensor is not None and (tensor.dtype != torch.float32 or tensor.shape != shape):
-            raise InputError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}; accepted is torch.float32 {tuple(shape)}")
+    if weight.dtype != torch.float32:
+        raise InputError(f"weight: {weight.dtype}; accepted is torch.float32")
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != out.shape[1:2]):
+        raise InputError(f"bias: {bias.dtype} {tuple(bias.shape)}; accepted is torch.float32 {tuple(out.shape[1:2])}")
     bias = bias if bias is None else bias.contiguous()
     address = 0 if bias is None else bias.data_ptr()
     kernel(sizes, map.data_ptr(), weight.data_ptr(), weight.stride(), address, out.data_ptr(), *team())
@@ -160,7 +163,7 @@ def _weight_gradient(small: Tensor, large: Tensor, weight: Tensor) -> Tensor:
 def _bias_gradient(gradient: Tensor) -> Tensor:
     gradient = _pixels("gradient", gradient)
     channels = gradient.shape[1]
-    out = torch.empty(channels, dtype=torch.float32)
+    out = torch.empty(channels, dtype=torch.float32, device=gradient.device)
     _C.convolution.channel_sums(gradient.data_ptr(), gradient.numel() // channels, channels, out.data_ptr(), *team())
     return out
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from iiae_fast import batch_norm, convolution
 
@@ -36,8 +37,10 @@ def _fast(x: Tensor) -> bool:
 
 def _ours(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     """Whether a layer is of the one kind that the published networks have, and our kernels take it."""
-    kind = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
-    if kind != ((4, 4), (2, 2), (1, 1), (1, 1), 1, "zeros") or layer.bias is None:
+    kind = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
+    if kind != ((4, 4), (2, 2), (1, 1), (0, 0), (1, 1)) or (layer.groups, layer.padding_mode) != (1, "zeros"):
+        return False
+    if layer.bias is None:
         return False
     return convolution.available() and convolution.fits(x, layer.weight, layer.bias, isinstance(layer, nn.ConvTranspose2d))
 
@@ -81,7 +84,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and _fast(x) and x.dtype == torch.bfloat16 and x.dim() == 4 and x.numel() > x.shape[1]):
             return False
         kept = (self.weight, self.bias, self.running_mean, self.running_var)
-        if self.momentum is None or any(tensor is None or tensor.dtype != torch.float32 for tensor in kept):
+        if any(tensor is None or tensor.dtype != torch.float32 or not tensor.is_contiguous() for tensor in kept):
+            return False
+        if self.momentum is None or self._forward_hooks or self._forward_pre_hooks:
             return False
         found: bool = convolution.available()
         return found
@@ -121,6 +126,7 @@ class _Convolution(torch.autograd.Function):
         return convolution.up(x, weight, bias) if transposed else convolution.down(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
@@ -142,6 +148,7 @@ class _BatchNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, inverse_deviation = ctx.saved_tensors
         gradients = batch_norm.backward(gradient, x, weight, bias, mean, inverse_deviation, ctx.slope)
@@ -170,7 +177,7 @@ class _Dropout(torch.autograd.Function):
             bits, low = 8, -128
         else:
             bits, low = 16, -32768
-        drawn = torch.empty(-(-count * bits // 64), dtype=torch.int64).random_(-(2**63), None)
+        drawn = torch.empty(-(-count * bits // 64), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         words = drawn.view(torch.int8 if bits == 8 else torch.int16)[:count]
         keep = (words >= low + (steps >> (16 - bits))).as_strided(x.shape, x.stride())
         ctx.save_for_backward(keep)

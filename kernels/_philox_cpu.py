@@ -26,7 +26,7 @@ def uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least: 
 
 
 def _uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least: float) -> Tensor:
-    out = torch.empty(2, sum(sizes), dtype=torch.float32)
+    out = torch.empty(2, sum(sizes), dtype=torch.float32, device=seed.device)
     start = 0
     for stream, size in zip(streams, sizes, strict=True):
         first, second = (row.data_ptr() + start * out.element_size() for row in out)

@@ -75,9 +75,16 @@ void forward(const Layer& layer, const Bf16* x, const Statistics& statistics, Bf
   const Rows rows(layer, team);
   const std::size_t channels = layer.channels;
   const auto count = static_cast<double>(layer.pixels);
-  // Differences from one of the values: their squares do not cancel, however far from zero all values are.
-  const std::vector<float> shift =
-      rows.spread(channels, [&](std::size_t c) { return std::bit_cast<float>(static_cast<std::uint32_t>(x[c]) << 16); });
+  // Differences from about the mean: their squares hardly cancel, however far from zero all values are.
+  constexpr std::size_t kSample = 64;
+  const std::size_t sample = std::min(kSample, layer.pixels);
+  const std::vector<float> shift = rows.spread(channels, [&](std::size_t c) {
+    float sum = 0.0f;
+    for (std::size_t i = 0; i < sample; ++i) {
+      sum += std::bit_cast<float>(static_cast<std::uint32_t>(x[i * (layer.pixels / sample) * channels + c]) << 16);
+    }
+    return sum / static_cast<float>(sample);
+  });
   const std::vector<double> totals =
       two_sums(layer, rows, team, [&](std::size_t first, std::size_t number, float* sums, float* squares) {
         table.moments(x + first * rows.width, number, rows.width, shift.data(), sums, squares);

@@ -12,12 +12,15 @@ IIAE_INLINE void for_each_vector(std::size_t width, Each each) {
   if (i < width) each(i, width - i);
 }
 
+// What is left of a value where the activation's input is not positive. Nothing is nothing, whatever the value.
+IIAE_INLINE Vec damped(Vec value, float slope) { return slope == 0.0f ? Ops::all(0.0f) : value * Ops::all(slope); }
+
 // What reaches the activation's input of what reaches its output.
 template <class Count>
 IIAE_INLINE Vec gradient_before(const Affine& affine, Vec x, const Bf16* gradient, std::size_t i, Count n) {
   const Vec after = Ops::load(gradient + i, n);
   const Vec input = x * Ops::load(affine.scale + i, n) + Ops::load(affine.offset + i, n);
-  return Ops::where_positive(input, after, after * Ops::all(affine.slope));
+  return Ops::where_positive(input, after, damped(after, affine.slope));
 }
 
 void moments(const Bf16* x, std::size_t rows, std::size_t width, const float* shift, float* sums, float* squares) {
@@ -34,7 +37,7 @@ void activate(const Bf16* x, std::size_t rows, std::size_t width, const Affine& 
   for (; rows > 0; --rows, x += width, out += width) {
     for_each_vector(width, [&](std::size_t i, auto n) IIAE_INLINE_LAMBDA {
       const Vec value = Ops::load(x + i, n) * Ops::load(affine.scale + i, n) + Ops::load(affine.offset + i, n);
-      Ops::store(Ops::where_positive(value, value, value * Ops::all(affine.slope)), out + i, n);
+      Ops::store(Ops::where_positive(value, value, damped(value, affine.slope)), out + i, n);
     });
   }
 }

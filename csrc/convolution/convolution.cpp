@@ -53,6 +53,7 @@ class Scratch {
   Value* get(std::size_t count) {
     if (count > count_) {
       data_.reset();
+      count_ = 0;  // in case there is no memory
       data_.reset(static_cast<Value*>(::operator new(count * sizeof(Value), std::align_val_t{64})));
       count_ = count;
     }
@@ -374,23 +375,28 @@ void weight_gradient(const Shape& shape, const Bf16* small_map, const Bf16* larg
 }
 
 void channel_sums(const Bf16* map, std::size_t pixels, std::size_t channels, float* out, const Team& team) {
-  // Neighbouring pixels are added up apart, so that whole vectors are added whatever the number of channels.
+  // Neighbouring pixels are added up apart, so that whole vectors are added whatever the number of channels, and in fp32 only
+  // so many of them that the rest can be added up in fp64.
+  constexpr std::size_t kRows = 64;
   std::size_t together = std::max<std::size_t>(1, 2048 / channels);
   while (pixels % together != 0) --together;
   const std::size_t width = together * channels, rows = pixels / together;
   const std::size_t shares = std::min<std::size_t>(std::max(team.threads, 1u), rows);
-  float* sums = total_scratch.get(shares * width);
+  std::vector<double> totals(shares * channels);
   run(team, shares, [&](std::size_t share) {
-    float* own = sums + share * width;
-    std::fill_n(own, width, 0.0f);
-    for (std::size_t row = rows * share / shares; row < rows * (share + 1) / shares; ++row) {
-      kernels().add(map + row * width, own, width);
+    float* sums = total_scratch.get(width);
+    for (std::size_t first = rows * share / shares, last = rows * (share + 1) / shares; first < last; first += kRows) {
+      std::fill_n(sums, width, 0.0f);
+      for (std::size_t row = first; row < std::min(first + kRows, last); ++row) kernels().add(map + row * width, sums, width);
+      for (std::size_t i = 0; i < width; i += channels) {
+        for (std::size_t c = 0; c < channels; ++c) totals[share * channels + c] += static_cast<double>(sums[i + c]);
+      }
     }
   });
-  for (std::size_t channel = 0; channel < channels; ++channel) {
-    float sum = 0.0f;
-    for (std::size_t i = channel; i < shares * width; i += channels) sum += sums[i];
-    out[channel] = sum;
+  for (std::size_t c = 0; c < channels; ++c) {
+    double sum = 0.0;
+    for (std::size_t share = 0; share < shares; ++share) sum += totals[share * channels + c];
+    out[c] = static_cast<float>(sum);
   }
 }
 

@@ -63,6 +63,24 @@ def test_values_far_from_zero_keep_their_variance(mean: float) -> None:
 
 
 @pytest.mark.usefixtures("instruction_set")
+def test_an_outlier_in_the_first_pixel_costs_no_precision() -> None:
+    x = (torch.randn(1, 1, 1024, 512, generator=torch.Generator().manual_seed(0)) * 0.01).bfloat16()
+    x[0, 0, 0, 0] = 10.0
+    weight, bias, running_mean, running_variance = torch.ones(4, 1).unbind()
+    _, _, inverse = batch_norm.forward(x, weight, bias, running_mean, running_variance, MOMENTUM, EPSILON, 1.0)
+    variance = torch.var(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(inverse.double(), (variance + EPSILON).rsqrt(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_a_relu_lets_nothing_through_not_even_infinity() -> None:
+    x, gradient, weight, bias, running_mean, running_variance = draw((2, 4, 5, 5))
+    y, mean, inverse = batch_norm.forward(x, weight, bias, running_mean, running_variance, MOMENTUM, EPSILON, 0.0)
+    gradient[y == 0] = float("inf")
+    assert all(tensor.isfinite().all() for tensor in batch_norm.backward(gradient, x, weight, bias, mean, inverse, 0.0))
+
+
+@pytest.mark.usefixtures("instruction_set")
 def test_constant_channels_have_no_variance() -> None:
     weight, bias, running_mean, running_variance = torch.ones(4, 2).unbind()
     x = torch.full((2, 2, 4, 4), 7.0, dtype=torch.bfloat16)
@@ -167,3 +185,17 @@ def test_in_evaluation_mode_it_is_its_parent(monkeypatch: pytest.MonkeyPatch) ->
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer.activated(x, 0.2), F.leaky_relu(layer(x), 0.2))
     assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("kind", ["hook", "strided"])
+def test_what_our_kernel_does_not_know_is_the_parents(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "available", lambda: True)
+    layer, x, called = BatchNorm2d(8), draw((4, 8, 6, 6))[0], []
+    if kind == "hook":
+        layer.register_forward_hook(lambda *_: called.append(1))
+    else:
+        layer.weight = nn.Parameter(torch.ones(16)[::2])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer.activated(x, 0.2)
+    assert len(called) == (kind == "hook")
+    assert torch.equal(out, parents(BatchNorm2d(8), x, 0.2, None))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -142,6 +145,8 @@ def test_ops_keep_their_promises_to_the_compiler() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda o: convolution.down(o.large[:0], o.weight, None), "none of them 0"),
+        (lambda o: convolution.up(o.small[:, :, :0], o.weight, None), "none of them 0"),
         (lambda o: convolution.down(o.large.float(), o.weight, None), "large: torch.float32"),
         (lambda o: convolution.up(o.small[0], o.weight, None), "small: torch.bfloat16 of shape \\(5, 4, 4\\)"),
         (lambda o: convolution.down(o.large[..., :6], o.weight, None), "W a multiple of 4"),
@@ -160,3 +165,40 @@ def test_bad_operands_are_named(call: object, message: str) -> None:
 def test_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'sse9' is not available here; available are .*scalar"):
         _C.convolution.select_instruction_set("sse9")
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_sums_of_many_pixels_stay_exact() -> None:
+    """A prime number of pixels, which no neighbours divide, of a number that fp32 would lose added up one by one."""
+    gradient = torch.full((1, 1, 262139, 4), 1.0078125, dtype=torch.bfloat16)
+    found = convolution.bias_gradient(gradient)
+    torch.testing.assert_close(found.double(), gradient.double().sum((0, 2, 3)), rtol=1e-6, atol=0)
+
+
+def test_a_call_after_one_without_memory(tmp_path: Path) -> None:
+    """A small call makes room, a large one finds none, and a small one must find its room again."""
+    script = """
+import resource, torch
+from iiae_fast import convolution
+torch.set_num_threads(1)
+def up(channels, width):
+    small = torch.zeros(1, channels, 1, width, dtype=torch.bfloat16)
+    weight = torch.zeros(1).expand(channels, 16, 4, 4)
+    return convolution.up(small, weight, None)
+up(16, 4)
+limit = resource.getrlimit(resource.RLIMIT_AS)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), limit[1]))
+try:
+    up(1 << 18, 4)
+    raise SystemExit("there was memory")
+except (MemoryError, RuntimeError):
+    pass
+resource.setrlimit(resource.RLIMIT_AS, limit)
+up(16, 4)
+print("alive")
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux's /proc")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "alive\n", done.stderr[-2000:]

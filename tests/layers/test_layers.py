@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iiae_fast import convolution
-from iiae_fast.layers import Conv2d, ConvTranspose2d, Dropout
+from iiae_fast.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout
 
 CASES = [(Conv2d, nn.Conv2d, 3, 8), (Conv2d, nn.Conv2d, 8, 5), (ConvTranspose2d, nn.ConvTranspose2d, 8, 5)]
 CASES += [(ConvTranspose2d, nn.ConvTranspose2d, 5, channels) for channels in (1, 3, 4)]
@@ -105,6 +105,26 @@ def test_input_that_needs_no_gradient_gets_none() -> None:
         layer(x).sum().backward()
     assert x.grad is None
     assert layer.weight.grad is not None
+
+
+@pytest.mark.usefixtures("own_kernels")
+def test_output_padding_and_wide_numbers_are_the_parents() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        padded = ConvTranspose2d(5, 3, 4, stride=2, padding=1, output_padding=1)
+        assert padded(torch.randn(1, 5, 4, 4)).shape == (1, 3, 9, 9)
+        with pytest.raises(RuntimeError, match=r"[Dd]ouble|dtype|type"):
+            Conv2d(3, 4, 4, stride=2, padding=1)(torch.randn(1, 3, 8, 8).double())
+
+
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize("layer", [Conv2d(3, 4, 4, stride=2, padding=1), BatchNorm2d(3)])
+def test_a_second_derivative_is_refused_not_zero(layer: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer.activated(x, 0.2) if isinstance(layer, BatchNorm2d) else layer(x)
+    (gradient,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.float().square().sum().backward()
 
 
 def dropped(layer: Dropout, x: Tensor) -> Tensor:
