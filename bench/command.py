@@ -250,6 +250,7 @@ def _convergence(arguments: list[str], prog: str) -> int:
     parser.add_argument(
         "--until", type=float, help="end a run with the epoch that reaches this R@1 of the test pairs both ways"
     )
+    parser.add_argument("--stop", action="store_true", help="end a run with the epoch that reaches --target")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="where runs go (runs/convergence)")
     return run(parser.parse_args(arguments))
 

@@ -1,9 +1,11 @@
 """``iiae bench convergence``: whole runs of the trainer beside those of the plain port, from the same pairs in the same order.
 
-Each run is trained in a directory of its own, as ``RUNS/CONTESTANT-SEED``, and is left alone where it is finished already. The
-results are recall of the test pairs, the time to a recall of the validation pairs, and every loss term's curve. A run with
-``--until`` ends with the first epoch whose model finds that share of the test pairs in both directions. Time is the process's,
-summed over its threads, so that other work on the machine does not count; tests within a run do not count either.
+Each run is trained in a directory of its own, as ``RUNS/CONTESTANT-SEED``, and is left alone where it is finished already.
+The results are recall of the test pairs, the time to a recall of the validation pairs, and every loss term's curve. A run
+with ``--until`` ends with the first epoch whose model finds that share of the test pairs in both directions, one with
+``--stop`` with the first that finds the target's share of the validation pairs. Time is the process's, summed over its
+threads, so that other work on the machine does not count; tests within a run do not count either, nor does what compilers do
+in processes of their own.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ CONTESTANTS: dict[str, TrainingOptions | None] = {
     "iiae_fast-bf16": TrainingOptions("bf16"),
     "iiae_fast-fp32": TrainingOptions("fp32"),
     "plain": None,
+    "plain-compiled": None,
 }
 _RESULT = "convergence.json"
 _LOG_EVERY = 20  # steps a line of the log
 _STYLE = """body{font:14px system-ui;margin:2em;max-width:72em}svg{width:22em}.rule{stroke:#ddd}text{font-size:10px}
 .line{fill:none;stroke-width:1.2}"""
-_PALETTE = ("#0b6bcb", "#c0392b", "#2e8b57", "#8e44ad")
+_PALETTE = ("#0b6bcb", "#c0392b", "#2e8b57", "#8e44ad", "#d68910")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     for seed in range(options.seeds):
         for name in options.contestants:
             seeded = dataclasses.replace(preset, optim=dataclasses.replace(preset.optim, seed=seed))
-            found.append(_run(name, seeded, options.runs / f"{name}-{seed}", options.threads, options.target, options.until))
+            found.append(_run(name, seeded, options.runs / f"{name}-{seed}", options))
             print(json.dumps(found[-1]), flush=True)
     for line in _table(found, options.target):
         print(line)
@@ -107,30 +110,37 @@ class _Test:
         return min(self.recall["x_to_y"], self.recall["y_to_x"]) >= self._until
 
 
-def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float, until: float | None) -> dict[str, Any]:
+def _recalls(run_dir: Path) -> list[tuple[float, float]]:
+    """(step, R@1 of the validation pairs, mean of both ways) of every validation."""
+    validations = read_log(run_dir / "log.jsonl")
+    ways = zip(*(validations[way]["validation"] for way in ("x_to_y", "y_to_x")))
+    return [(step, (one + other) / 2) for (step, one), (_, other) in ways]
+
+
+def _run(name: str, preset: Preset, run_dir: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Train where that is not done, and say what came of it."""
-    done = run_dir / _RESULT
+    done, threads, target, until = run_dir / _RESULT, asked.threads, asked.target, asked.until
     if not done.exists():
         options, test = CONTESTANTS[name], _Test(preset, until)
+
+        def enough(model: IIAE) -> bool:
+            return test(model) or (asked.stop and _recalls(run_dir)[-1][1] >= target)
+
         if options is None:
-            cpu_seconds, steps = train_plain(preset, run_dir, threads, test)
+            cpu_seconds, steps = train_plain(preset, run_dir, threads, enough, compile=name == "plain-compiled")
         else:
-            # A broken off run is not gone on with where its tests' time would be lost.
+            # A broken off run is not gone on with where its tests' time would be lost, or it may have ended by itself.
+            whole_run = until is None and not asked.stop
             result = training.train(
-                preset, run_dir, resume=until is None, threads=threads, log_every=_LOG_EVERY, options=options, enough=test
+                preset, run_dir, resume=whole_run, threads=threads, log_every=_LOG_EVERY, options=options, enough=enough
             )
-            if not result.finished and (until is None or result.interrupted):
-                raise InputError(f"{run_dir}: broken off; {'the same command goes on' if until is None else 'remove it first'}")
+            if not result.finished and (whole_run or result.interrupted):
+                raise InputError(f"{run_dir}: broken off; {'the same command goes on' if whole_run else 'remove it first'}")
             cpu_seconds, steps = result.cpu_seconds, result.step
         with torch_threads(threads):
             recall = test.recall or evaluate(load(run_dir), data.load(preset.data).test)["shared"]
         save_json(done, {"recall": recall, "cpu_seconds": cpu_seconds - test.cpu_seconds, "steps": steps})
-    values = load_json(done)
-    validations = read_log(run_dir / "log.jsonl")
-    recalls = [
-        (step, (one + other) / 2)
-        for (step, one), (_, other) in zip(*(validations[way]["validation"] for way in ("x_to_y", "y_to_x")))
-    ]
+    values, recalls = load_json(done), _recalls(run_dir)
     reached = next((int(step) for step, recall in recalls if recall >= target), None)
     per_step = values["cpu_seconds"] / values["steps"]
     return {
@@ -146,14 +156,17 @@ def _run(name: str, preset: Preset, run_dir: Path, threads: int, target: float, 
     }
 
 
-def train_plain(preset: Preset, run_dir: Path, threads: int, enough: Callable[[IIAE], bool]) -> tuple[float, int]:
+def train_plain(
+    preset: Preset, run_dir: Path, threads: int, enough: Callable[[IIAE], bool], compile: bool = False
+) -> tuple[float, int]:
     """Train the plain port as one would by hand, in fp32; it leaves a log and the model of the last step.
 
     Pairs, their order, learning rate and objective are those of ``iiae_fast.training.train``; weights and noise are torch's.
 
     Args:
         preset, run_dir, threads: Of the run.
-        enough: Asked after every epoch whether to end.
+        enough: Asked after every epoch, when its validation is in the log, whether to end.
+        compile: Forward and backward under ``torch.compile``.
 
     Returns:
         Processor seconds, and steps.
@@ -162,16 +175,21 @@ def train_plain(preset: Preset, run_dir: Path, threads: int, enough: Callable[[I
     order = data.sampler_for(splits.train, optim, preset.data)
     steps = optim.epochs * len(order.batches(0))
     run_dir.mkdir(parents=True, exist_ok=True)
-    with torch_threads(threads), (run_dir / "log.jsonl").open("w") as log:
+    with torch_threads(threads), (run_dir / "log.jsonl").open("w", buffering=1) as log:
         torch.manual_seed(optim.seed)
         model = plain_model(preset.model).train()
         optimizer = plain_adam(model, preset)
+
+        def losses(x: torch.Tensor, y: torch.Tensor, annealing: torch.Tensor) -> dict[str, torch.Tensor]:
+            return plain_losses(model(x, y), x, y, preset.objective, annealing)
+
+        step_losses = torch.compile(losses, dynamic=False) if compile else losses
         start, step, means = time.process_time(), 0, []
         for epoch in range(optim.epochs):
             for indices in order.batches(epoch):
                 x, y = (_floats(values) for values in splits.train.batch(indices, epoch)[:2])
                 annealing = objectives.kl_annealing(step, preset.objective.kl_annealing_steps)
-                terms = plain_losses(model(x, y), x, y, preset.objective, annealing)
+                terms = step_losses(x, y, torch.tensor(annealing))
                 optimizer.param_groups[0]["lr"] = learning_rate(optim, TrainingOptions(), len(x), step, steps)
                 optimizer.zero_grad()
                 terms["total"].backward()  # type: ignore[no-untyped-call]

@@ -66,6 +66,19 @@ def test_a_run_ends_with_the_epoch_that_finds_enough(tmp_path: Path, capsys: pyt
             assert run["cpu_seconds"] > 0
 
 
+def test_a_run_stops_with_the_epoch_that_reaches_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contestants = ["iiae_fast", "plain", "plain-compiled"]
+    assert main([*TOY, "--stop", "--runs", str(tmp_path), "--contestants", *contestants]) == 0  # the target is 0.1 %
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [run["contestant"] for run in found] == contestants
+    for run in found:
+        assert run["steps"] == run["target_step"]
+        assert run["target_cpu_seconds"] == run["cpu_seconds"]
+    plain, compiled = ((tmp_path / f"{name}-0" / "log.jsonl").read_text().splitlines() for name in contestants[1:])
+    first = [json.loads(lines[0]) for lines in (plain, compiled)]
+    assert first[0]["total"] == pytest.approx(first[1]["total"], rel=0.2), "the same training but for its noise"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
