@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iiae_fast import _C
 from iiae_fast.errors import InputError
-from iiae_fast.openmp import team
+from iiae_fast.openmp import define_op, team
 
 
 def forward(
@@ -144,35 +144,22 @@ def _backward(
     return dx, dweight, dbias
 
 
-def _register() -> None:
-    torch.library.define(
-        "iiae_fast::batch_norm",
-        "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_variance, float momentum, "
-        "float epsilon, float slope) -> (Tensor, Tensor, Tensor)",
-    )
-    torch.library.impl("iiae_fast::batch_norm", "cpu", _forward)
-    torch.library.register_fake(
-        "iiae_fast::batch_norm",
-        lambda x, weight, *others: (
-            torch.empty_like(x, memory_format=torch.channels_last),
-            torch.empty_like(weight),
-            torch.empty_like(weight),
-        ),
-    )
-    torch.library.define(
-        "iiae_fast::batch_norm_backward",
-        "(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inverse_deviation, float slope) "
-        "-> (Tensor, Tensor, Tensor)",
-    )
-    torch.library.impl("iiae_fast::batch_norm_backward", "cpu", _backward)
-    torch.library.register_fake(
-        "iiae_fast::batch_norm_backward",
-        lambda gradient, x, weight, *others: (
-            torch.empty_like(x, memory_format=torch.channels_last),
-            torch.empty_like(weight),
-            torch.empty_like(weight),
-        ),
-    )
+def _fake(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A map and two numbers for each channel, which is what either op returns."""
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight), torch.empty_like(weight)
 
 
-_register()
+define_op(
+    "batch_norm",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_variance, float momentum, "
+    "float epsilon, float slope) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    lambda x, weight, *others: _fake(x, weight),
+)
+define_op(
+    "batch_norm_backward",
+    "(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inverse_deviation, float slope) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward,
+    lambda gradient, x, weight, *others: _fake(x, weight),
+)

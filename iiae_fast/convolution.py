@@ -14,7 +14,7 @@ from __future__ import annotations
 
 __all__ = ["available", "bias_gradient", "down", "fits", "up", "weight_gradient"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iiae_fast import _C
 from iiae_fast.errors import InputError
-from iiae_fast.openmp import entry_point, team
+from iiae_fast.openmp import define_op, entry_point, team
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -168,38 +168,27 @@ def _bias_gradient(gradient: Tensor) -> Tensor:
     return out
 
 
-def _register() -> None:
-    """Each op with its kernel, and with what it returns for tensors without data."""
-    ops: list[tuple[str, str, Callable[..., Tensor], Callable[..., Tensor]]] = [
-        (
-            "convolution_down",
-            "(Tensor large, Tensor weight, Tensor? bias) -> Tensor",
-            _down,
-            lambda large, weight, bias: _empty_map(_down_shape(large, weight), large),
-        ),
-        (
-            "convolution_up",
-            "(Tensor small, Tensor weight, Tensor? bias) -> Tensor",
-            _up,
-            lambda small, weight, bias: _empty_map(_up_shape(small, weight), small),
-        ),
-        (
-            "convolution_weight_gradient",
-            "(Tensor small, Tensor large, Tensor weight) -> Tensor",
-            _weight_gradient,
-            lambda small, large, weight: torch.empty_like(weight, dtype=torch.float32),
-        ),
-        (
-            "convolution_bias_gradient",
-            "(Tensor gradient) -> Tensor",
-            _bias_gradient,
-            lambda gradient: gradient.new_empty(gradient.shape[1], dtype=torch.float32),
-        ),
-    ]
-    for name, schema, kernel, fake in ops:
-        torch.library.define(f"iiae_fast::{name}", schema)
-        torch.library.impl(f"iiae_fast::{name}", "cpu", kernel)
-        torch.library.register_fake(f"iiae_fast::{name}", fake)
-
-
-_register()
+define_op(
+    "convolution_down",
+    "(Tensor large, Tensor weight, Tensor? bias) -> Tensor",
+    _down,
+    lambda large, weight, bias: _empty_map(_down_shape(large, weight), large),
+)
+define_op(
+    "convolution_up",
+    "(Tensor small, Tensor weight, Tensor? bias) -> Tensor",
+    _up,
+    lambda small, weight, bias: _empty_map(_up_shape(small, weight), small),
+)
+define_op(
+    "convolution_weight_gradient",
+    "(Tensor small, Tensor large, Tensor weight) -> Tensor",
+    _weight_gradient,
+    lambda small, large, weight: torch.empty_like(weight, dtype=torch.float32),
+)
+define_op(
+    "convolution_bias_gradient",
+    "(Tensor gradient) -> Tensor",
+    _bias_gradient,
+    lambda gradient: gradient.new_empty(gradient.shape[1], dtype=torch.float32),
+)

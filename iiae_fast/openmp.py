@@ -1,12 +1,14 @@
-"""PyTorch's threads, for the C++ kernels of training: threads of their own would fight with those, which wait by spinning."""
+"""C++ kernels of training as PyTorch's ops, on its threads: others would fight with those, which wait by spinning."""
 
 from __future__ import annotations
 
-__all__ = ["entry_point", "team"]
+__all__ = ["define_op", "entry_point", "team"]
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -23,3 +25,16 @@ def entry_point() -> int:
 def team() -> tuple[int, int]:
     """That address and the number of threads, as the kernels take them; with address 0 they compute in the calling thread."""
     return entry_point(), torch.get_num_threads()
+
+
+def define_op(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Make ``torch.ops.iiae_fast.<name>``, opaque to the compiler, for tensors on a CPU; it has no gradient.
+
+    Args:
+        name, schema: Of the op; the schema begins with its arguments.
+        kernel: Computes it.
+        fake: Says what it returns for tensors without data.
+    """
+    torch.library.define(f"iiae_fast::{name}", schema)
+    torch.library.impl(f"iiae_fast::{name}", "cpu", kernel)
+    torch.library.register_fake(f"iiae_fast::{name}", fake)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iiae_fast import _C
-from iiae_fast.openmp import team
+from iiae_fast.openmp import define_op, team
 
 
 def uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least: float) -> Tensor:
@@ -35,9 +35,9 @@ def _uniforms(seed: Tensor, streams: Sequence[int], sizes: Sequence[int], least:
     return out
 
 
-torch.library.define("iiae_fast::philox_uniforms", "(Tensor seed, SymInt[] streams, SymInt[] sizes, float least) -> Tensor")
-torch.library.impl("iiae_fast::philox_uniforms", "cpu", _uniforms)
-torch.library.register_fake(
-    "iiae_fast::philox_uniforms",
+define_op(
+    "philox_uniforms",
+    "(Tensor seed, SymInt[] streams, SymInt[] sizes, float least) -> Tensor",
+    _uniforms,
     lambda seed, streams, sizes, least: torch.empty(2, sum(sizes), dtype=torch.float32, device=seed.device),
 )
