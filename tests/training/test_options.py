@@ -302,10 +302,11 @@ def test_a_run_keeps_its_options(tmp_path: Path, feature_splits: Splits) -> None
     assert options == dataclasses.asdict(TrainingOptions("bf16", accumulate=2))
 
 
-@pytest.mark.parametrize("units", [False, True])
-def test_auto_takes_bf16_where_it_gains(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("units", "kernels"), [(False, False), (True, False), (True, True)])
+def test_auto_takes_bf16_where_it_gains(units: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(setup.convolution, "available", lambda: kernels)
 
     def chosen(preset: Preset, **options: Any) -> str:
         return setup.settle_options(TrainingOptions(**options), preset, torch.device("cpu"), None).precision
@@ -315,6 +316,6 @@ def test_auto_takes_bf16_where_it_gains(units: bool, monkeypatch: pytest.MonkeyP
     large = presets.get("facades")
     assert chosen(large) == ("bf16" if units else "fp32")
     assert chosen(large, deterministic=True) == "fp32"
-    assert chosen(digits()) == "fp32", "too small a step to gain"
+    assert chosen(digits()) == ("bf16" if kernels else "fp32"), "too small a step to gain by PyTorch's layers"
     assert chosen(presets.get("sketchy")) == "fp32"
     assert chosen(digits(), precision="bf16") == "bf16"
