@@ -8,6 +8,7 @@
 #include <cfenv>
 #include <memory>
 
+#include "adam/bindings.h"
 #include "batch_norm/bindings.h"
 #include "canonical.h"
 #include "convolution/bindings.h"
@@ -294,6 +295,8 @@ PYBIND11_MODULE(_C, m) {
   iiae::convolution::register_functions(convolution);
   py::module_ batch_norm = m.def_submodule("batch_norm", "BatchNorm in bf16. Use it through iiae_fast.batch_norm.");
   iiae::batch_norm::register_functions(batch_norm);
+  py::module_ adam = m.def_submodule("adam", "An optimizer. Use it through iiae_fast.adam.");
+  iiae::adam::register_functions(adam);
   py::module_ philox = m.def_submodule("philox", "Random numbers. Use it through iiae_fast.kernels.");
   iiae::philox::register_functions(philox);
 #ifdef IIAE_WITH_CUDA

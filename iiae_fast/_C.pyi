@@ -127,6 +127,18 @@ class batch_norm:
         threads: int,
     ) -> None: ...
 
+class adam:
+    @staticmethod
+    def update(
+        parameters: list[tuple[int, int, int, int, int, int]],
+        lr: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        parallel: int,
+        threads: int,
+    ) -> None: ...
+
 class philox:
     @staticmethod
     def uniforms(

@@ -36,7 +36,7 @@ def fits(map: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
     """Whether a layer's operands are of the kind that these kernels take; see ``down`` and ``up``."""
     if map.dim() != 4 or map.numel() == 0 or map.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in (weight, bias)):
+    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in (weight, bias)) or not _near(weight):
         return False
     height, width = map.shape[2:]
     return width % 4 == 0 if transposed else height % 2 == 0 and width % 8 == 0
@@ -98,6 +98,11 @@ def _suitable() -> bool:
     return _C.convolution.instruction_sets()[0] != "scalar" and not _C.convolution.has_matrix_units()
 
 
+def _near(weight: Tensor) -> bool:
+    """Whether sixteen channels lie within what the processor addresses in 32 bits."""
+    return max(weight.stride()) < 2**27
+
+
 def _pixels(name: str, map: Tensor) -> Tensor:
     """A map as the kernels read it: (B, H, W, C) in memory."""
     if map.dim() != 4 or map.dtype != torch.bfloat16:
@@ -126,8 +131,8 @@ def _up_shape(small: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
 
 
 def _convolve(kernel: Any, map: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, sizes: Sequence[int]) -> Tensor:
-    if weight.dtype != torch.float32:
-        raise InputError(f"weight: {weight.dtype}; accepted is torch.float32")
+    if weight.dtype != torch.float32 or not _near(weight):
+        raise InputError(f"weight: {weight.dtype} with strides {weight.stride()}; accepted is torch.float32, below 2**27")
     if bias is not None and (bias.dtype != torch.float32 or bias.shape != out.shape[1:2]):
         raise InputError(f"bias: {bias.dtype} {tuple(bias.shape)}; accepted is torch.float32 {tuple(out.shape[1:2])}")
     bias = bias if bias is None else bias.contiguous()

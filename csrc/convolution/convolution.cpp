@@ -158,6 +158,21 @@ void pack_weight(const Team& team, std::size_t rows, std::size_t length, std::si
   });
 }
 
+// The same for a weight whose rows' numbers are neighbours in memory, as in a convolution's weight in channels_last order.
+void pack_rows(const Team& team, std::size_t rows, std::size_t length, std::size_t channels,
+               const Kernel<const float>& weight, Pair* out) {
+  const std::size_t pairs = length / 2, all = padded(channels), blocks = (all + kBlock - 1) / kBlock;
+  run(team, blocks * rows, [&](std::size_t task) {
+    const std::size_t row = task % rows, first = task / rows * kBlock, lanes = std::min(kBlock, all - first);
+    Pair* to = out + first * rows * pairs + row * pairs * lanes;
+    for (std::size_t lane = 0; lane < lanes; lane += kLanes) {
+      const std::size_t channel = first + lane;
+      kernels().pack_rows(&weight.at(channel, 0, row, 0), weight.small, std::min(kLanes, channels - channel), pairs, to + lane,
+                          lanes);
+    }
+  });
+}
+
 // A bias for each channel of each of `parts` parts, and zeros up to a whole vector.
 const float* pad_bias(const float* bias, std::size_t channels, std::size_t parts, Scratch<float>& scratch) {
   float* out = scratch.get(padded(channels * parts));
@@ -176,8 +191,12 @@ void down(const Shape& shape, const Bf16* large_map, const Kernel<const float>& 
           const Team& team) {
   const std::size_t large = shape.large, small = shape.small, length = 4 * large;
   Pair* packed = weight_scratch.get(packed_size(4, length, small));
-  pack_weight(team, 4, length, 1, small, weight.small, packed,
-              [&](std::size_t row, std::size_t l, std::size_t) { return &weight.at(0, l % large, row, l / large); });
+  if (weight.large == 1 && weight.column == large) {
+    pack_rows(team, 4, length, small, weight, packed);
+  } else {
+    pack_weight(team, 4, length, 1, small, weight.small, packed,
+                [&](std::size_t row, std::size_t l, std::size_t) { return &weight.at(0, l % large, row, l / large); });
+  }
   const float* padded_bias = pad_bias(bias, small, 1, bias_scratch);
   const std::size_t row = (2 * shape.width + 2) * large;
   const Pieces pieces(shape, 2 * row * sizeof(Bf16));
@@ -276,7 +295,8 @@ struct Division {
 
   Division(const Shape& shape, const Team& team, std::size_t pieces) {
     const std::size_t fitting = kSumBytes / (16 * padded(shape.small) * sizeof(float));
-    width = std::min(std::max<std::size_t>(fitting / 16 * 16, 16), shape.large);
+    const std::size_t even = padded((shape.large + team.threads - 1) / std::max(team.threads, 1u));
+    width = std::min({std::max<std::size_t>(fitting / 16 * 16, 16), even, shape.large});
     blocks = (shape.large + width - 1) / width;
     shares = std::clamp<std::size_t>((team.threads + blocks - 1) / blocks, 1, pieces);
   }

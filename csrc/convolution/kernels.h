@@ -64,6 +64,10 @@ struct Kernels {
   // out[i] = the pair (first[i * stride], second[i * stride]), rounded; zero where a pointer is null, and for i from `count`
   // on, which is at most kLanes.
   void (*pack)(const float* first, const float* second, std::size_t stride, std::size_t count, Pair* out);
+  // out[p * distance + i] = the pair (rows[i * stride + 2 * p], rows[i * stride + 2 * p + 1]), rounded, for p below `pairs`;
+  // zero for i from `count` on, which is at most kLanes.
+  void (*pack_rows)(const float* rows, std::size_t stride, std::size_t count, std::size_t pairs, Pair* out,
+                    std::size_t distance);
 };
 
 }  // namespace iiae::convolution

@@ -60,10 +60,49 @@ void pack(const float* first, const float* second, std::size_t stride, std::size
   _mm512_storeu_si512(out, _mm512_or_si512(rounded(first, stride, count), high));
 }
 
+// Eight pairs of row i in the lower half, and of row i + 8 in the upper one.
+__m512i rounded_rows(const float* rows, std::size_t stride, std::size_t count, std::size_t i, __mmask16 wanted) {
+  const auto row = [&](std::size_t r) {
+    return r < count ? _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(wanted, rows + r * stride)) : __m256bh{};
+  };
+  return _mm512_inserti64x4(_mm512_castsi256_si512(reinterpret_cast<__m256i>(row(i))), reinterpret_cast<__m256i>(row(i + 8)), 1);
+}
+
+void pack_rows(const float* rows, std::size_t stride, std::size_t count, std::size_t pairs, Pair* out, std::size_t distance) {
+  const __m512i lower = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i upper = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (std::size_t p = 0; p < pairs; p += 8) {
+    const std::size_t now = std::min<std::size_t>(pairs - p, 8);
+    const auto wanted = static_cast<__mmask16>((1u << 2 * now) - 1);
+    // An 8 by 8 transposition in each half: of neighbours, of pairs of them, of fours.
+    __m512i a[8], b[8];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 8; ++i) a[i] = rounded_rows(rows + 2 * p, stride, count, i, wanted);
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < 8; i += 2) {
+      b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (std::size_t i = 0; i < 8; i += 4) {
+      a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+      a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+      a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+      a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < 4; ++i) {
+      b[i] = _mm512_permutex2var_epi64(a[i], lower, a[i + 4]);
+      b[i + 4] = _mm512_permutex2var_epi64(a[i], upper, a[i + 4]);
+    }
+    for (std::size_t i = 0; i < now; ++i) _mm512_storeu_si512(out + (p + i) * distance, b[i]);
+  }
+}
+
 }  // namespace
 IIAE_TARGET_END
 
-const Kernels kKernels{"avx512_bf16", &multiply, &add_gradient, &pair, &add, &pack};
+const Kernels kKernels{"avx512_bf16", &multiply, &add_gradient, &pair, &add, &pack, &pack_rows};
 
 }  // namespace iiae::convolution::avx512_bf16
 #endif

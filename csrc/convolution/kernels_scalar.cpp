@@ -56,8 +56,12 @@ void pack(const float* first, const float* second, std::size_t stride, std::size
   }
 }
 
+void pack_rows(const float* rows, std::size_t stride, std::size_t count, std::size_t pairs, Pair* out, std::size_t distance) {
+  for (std::size_t p = 0; p < pairs; ++p) pack(rows + 2 * p, rows + 2 * p + 1, stride, count, out + p * distance);
+}
+
 }  // namespace
 
-const Kernels kKernels{"scalar", &multiply, &add_gradient, &pair, &add, &pack};
+const Kernels kKernels{"scalar", &multiply, &add_gradient, &pair, &add, &pack, &pack_rows};
 
 }  // namespace iiae::convolution::scalar

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iiae_fast import objectives
+from iiae_fast.adam import Adam
 from iiae_fast.config import ObjectiveConfig, OptimConfig, TrainingOptions
 from iiae_fast.model import IIAE
 from iiae_fast.training.prefetch import DeviceBatch
@@ -39,18 +40,20 @@ class _Counters:
         self.lr.fill_(lr)
 
 
-def _adam(model: IIAE, optim: OptimConfig, lr: float | Tensor, capturable: bool = False) -> torch.optim.Adam:
+def _adam(model: IIAE, optim: OptimConfig, options: TrainingOptions, lr: Tensor | None) -> torch.optim.Adam:
     """Fused Adam over all parameters.
 
     Args:
         model: On its device.
         optim: Adam's parameters.
-        lr: A number, or a tensor that a captured step reads.
-        capturable: Keep the step count where a CUDA graph can advance it.
+        options: Of the run.
+        lr: A tensor that a captured step reads, or None.
     """
-    return torch.optim.Adam(
-        model.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True, capturable=capturable
-    )
+    betas, device = (optim.beta1, optim.beta2), next(model.parameters()).device
+    if device.type == "cpu" and options.precision == "bf16":
+        return Adam(model.parameters(), optim.lr, betas, optim.eps)
+    rate = optim.lr if lr is None else lr
+    return torch.optim.Adam(model.parameters(), rate, betas, optim.eps, fused=True, capturable=options.cuda_graph)
 
 
 class TrainingStep:
@@ -81,8 +84,7 @@ class TrainingStep:
         if on_device is None:
             on_device = options.cuda_graph or options.compile
         self._counters = _Counters(self.device, options.accumulate) if on_device else None
-        lr = optim.lr if self._counters is None else self._counters.lr
-        self.optimizer = _adam(model, optim, lr, capturable=options.cuda_graph)
+        self.optimizer = _adam(model, optim, options, None if self._counters is None else self._counters.lr)
         self._averages: list[Tensor] = []
         if options.recompute:
             recompute_activations(model)
@@ -112,9 +114,9 @@ class TrainingStep:
         """Say what the next ``compute`` is to read."""
         if self._counters is not None:
             self._counters.set(seeds, step, lr)
-            return
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            if not isinstance(group["lr"], Tensor):  # that is the counters' one
+                group["lr"] = lr
 
     def compute(self, batch: DeviceBatch, seeds: list[int], step: int) -> dict[str, Tensor]:
         """The step without its counters' update; with counters, ``seeds`` and ``step`` are not looked at."""

@@ -143,6 +143,15 @@ def test_ops_keep_their_promises_to_the_compiler() -> None:
         torch.library.opcheck(getattr(torch.ops.iiae_fast, f"convolution_{name}"), arguments)
 
 
+FAR = torch.empty_strided((1, 3, 4, 4), (2**27, 16, 4, 1))  # a second channel would lie out of reach
+
+
+def test_layers_leave_weights_out_of_reach_to_their_parents() -> None:
+    maps = torch.zeros(2, 3, 8, 8)
+    assert convolution.fits(maps, torch.zeros(1, 3, 4, 4), None, transposed=False)
+    assert not convolution.fits(maps, FAR, None, transposed=False)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -154,6 +163,7 @@ def test_ops_keep_their_promises_to_the_compiler() -> None:
         (lambda o: convolution.down(o.large[:, :2], o.weight, None), "with a weight \\(5, 3, 4, 4\\)"),
         (lambda o: convolution.weight_gradient(o.small, o.large[:1], o.weight), "maps \\(2, 5, 4, 4\\) and \\(1, 3, 8, 8\\)"),
         (lambda o: convolution.down(o.large, o.weight.double(), None), "weight: torch.float64"),
+        (lambda o: convolution.up(o.small[:, :1], FAR, None), "strides \\(134217728, 16, 4, 1\\); accepted is .* below 2"),
         (lambda o: convolution.down(o.large, o.weight, o.large_bias), "bias: torch.float32 \\(3,\\)"),
     ],
 )

@@ -16,6 +16,7 @@ from toy_runs import CLASSES, FeaturePairs, Hooked, assert_same_run, digits, fea
 
 import iiae_fast
 from iiae_fast import data, objectives, training
+from iiae_fast.config import TrainingOptions
 from iiae_fast.data import Splits
 from iiae_fast.errors import ConfigError, DataError, NonFiniteLossError
 from iiae_fast.storage import load_json, load_tensors
@@ -60,7 +61,7 @@ def test_steps_are_those_written_out_plainly(
 ) -> None:
     preset = digits(epochs=1) if family == "spatial" else features(epochs=1, lr_decay="cosine")
     splits = data.load(preset.data) if family == "spatial" else request.getfixturevalue("feature_splits")
-    result = training.train(preset, tmp_path, log_every=5, progress=False)
+    result = training.train(preset, tmp_path, log_every=5, progress=False, options=TrainingOptions("fp32"))
     assert result.finished
     assert result.epoch == 1
     model, history = plain_steps(preset, splits, result.step)
