@@ -28,12 +28,12 @@ test: $(INSTALLED) lint type  ## Style, types and all tests that need no GPU
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | xargs -r $(BIN)/clang-format --dry-run -Werror
 
 format: $(INSTALLED)  ## Apply them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | xargs -r $(BIN)/clang-format -i
 
 type: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("iiae_latents", "reparameterize", "reconstruction", "elbo", "philox", "total_correlation", "hsic"),
     "retrieval": ("retrieval",),
-    "training": ("training", "layers"),
+    "training": ("training", "layers", "adam"),
     "inference": ("inference",),
 }
 """Suite: the modules of its benchmarks, in order."""
@@ -54,6 +54,7 @@ OURS = {
 }
 RIVALS = {
     "eager": "the same in plain PyTorch, as one would write it",
+    "eager fused": "PyTorch's own fused optimizer",
     "torch.compile": "that, compiled by inductor",
     "faiss": "FAISS, exact flat index",
     "scikit-learn": "scikit-learn and numpy, as the published evaluation does it",

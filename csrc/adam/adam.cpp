@@ -17,12 +17,13 @@ struct Terms {
 };
 
 Terms terms_of(const Settings& settings, double step) {
-  return {static_cast<float>(1.0 - settings.beta1),
-          static_cast<float>(settings.beta2),
-          static_cast<float>(1.0 - settings.beta2),
-          static_cast<float>(std::sqrt(1.0 - std::pow(settings.beta2, step))),
-          static_cast<float>(settings.epsilon),
-          static_cast<float>(settings.lr / (1.0 - std::pow(settings.beta1, step)))};
+  const auto number = [](double value) { return static_cast<float>(value); };
+  return {.mean_share = number(1.0 - settings.beta1),
+          .beta2 = number(settings.beta2),
+          .square_share = number(1.0 - settings.beta2),
+          .root = number(std::sqrt(1.0 - std::pow(settings.beta2, step))),
+          .epsilon = number(settings.epsilon),
+          .step_size = number(settings.lr / (1.0 - std::pow(settings.beta1, step)))};
 }
 
 IIAE_INLINE void update_numbers(const Terms& terms, const float* __restrict gradient, float* __restrict mean,

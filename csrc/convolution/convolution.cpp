@@ -159,8 +159,8 @@ void pack_weight(const Team& team, std::size_t rows, std::size_t length, std::si
 }
 
 // The same for a weight whose rows' numbers are neighbours in memory, as in a convolution's weight in channels_last order.
-void pack_rows(const Team& team, std::size_t rows, std::size_t length, std::size_t channels,
-               const Kernel<const float>& weight, Pair* out) {
+void pack_rows(const Team& team, std::size_t rows, std::size_t length, std::size_t channels, const Kernel<const float>& weight,
+               Pair* out) {
   const std::size_t pairs = length / 2, all = padded(channels), blocks = (all + kBlock - 1) / kBlock;
   run(team, blocks * rows, [&](std::size_t task) {
     const std::size_t row = task % rows, first = task / rows * kBlock, lanes = std::min(kBlock, all - first);

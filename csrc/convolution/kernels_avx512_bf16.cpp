@@ -65,7 +65,8 @@ __m512i rounded_rows(const float* rows, std::size_t stride, std::size_t count, s
   const auto row = [&](std::size_t r) {
     return r < count ? _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(wanted, rows + r * stride)) : __m256bh{};
   };
-  return _mm512_inserti64x4(_mm512_castsi256_si512(reinterpret_cast<__m256i>(row(i))), reinterpret_cast<__m256i>(row(i + 8)), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(reinterpret_cast<__m256i>(row(i))), reinterpret_cast<__m256i>(row(i + 8)),
+                            1);
 }
 
 void pack_rows(const float* rows, std::size_t stride, std::size_t count, std::size_t pairs, Pair* out, std::size_t distance) {

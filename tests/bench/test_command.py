@@ -71,10 +71,11 @@ def test_a_whole_run_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert code == 1  # something failed, and everything else is there
     assert printed["problems"] == [{"suite": "crashes", "what": "the process", "reason": "killed by signal 6"}]
     expected = {("training", "iiae_fast"), ("training", "plain"), ("layers", "eager")}
+    expected |= {("adam", name) for name in ("iiae_fast", "eager", "eager fused")}
     if convolution.available():  # on another processor the layers' own row says why it is missing
         expected.add(("layers", "iiae_fast"))
     assert {(timing["benchmark"], timing["contestant"]) for timing in printed["timings"]} == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"training-quick.{kind}" for kind in ("html", "jsonl", "md")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"training-quick.{kind}" for kind in ("html", "jsonl", "md", "png")]
     results = read([tmp_path])
     assert results.fact("limits")["copy"] > 0
     assert {run["command"] for run in results.runs} == {f"iiae bench {' '.join(_arguments(tmp_path))}"}

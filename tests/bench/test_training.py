@@ -9,7 +9,7 @@ import pytest
 import torch
 from paths import GOLDEN, needs_golden
 
-from iiae_fast import objectives, official
+from iiae_fast import convolution, objectives, official
 from iiae_fast.bench.baselines.port import PlainIIAE, plain_losses
 from iiae_fast.bench.registry import Ready, Settings
 from iiae_fast.bench.training import cases, give_weights, plain_model
@@ -79,15 +79,17 @@ def test_published_widths_have_the_published_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in port.parameters()) == 16_801_830
 
 
-def test_the_check_refuses_a_step_whose_loss_or_gradient_is_off() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_check_refuses_a_step_whose_loss_or_gradient_is_off(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "available", lambda: precision == "bf16")
     case = next(iter(cases(Settings(quick=True, toy=True))))
-    made = case.contestants[0].make()
+    made, check = case.contestants[0].make(), case.contestants[0].check or case.check
     assert isinstance(made, Ready)
     found = made.probe()
-    assert case.check(found) == ""
+    assert check(found) == ""
     assert set(TERMS) < set(found)
     for name in found:
-        problem = case.check({**found, name: found[name] * 1.001})
+        problem = check({**found, name: found[name] * (1.001 if precision == "fp32" else 1.1)})
         assert problem.startswith(f"{name} is "), problem
 
 
