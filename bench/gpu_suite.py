@@ -104,6 +104,7 @@ def steps(out: Path, dry_run: bool) -> list[Step]:
         Step("build", own("build"), 180),
         test("retrieval tests", "retrieval", 100),
         test("kernel tests", "kernels", 120),
+        test("training tests", "training", 100),
         Step("limits", measure("limits"), 60),
         Step("bench kernels 1", measure("kernels"), 150),
         Step("bench training 1", measure("training"), 150),

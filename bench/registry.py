@@ -47,6 +47,8 @@ OURS = {
     "iiae_fast fp32": "this package's training step in fp32",
     "iiae_fast compiled": "this package's training step under torch.compile",
     "iiae_fast graph": "this package's training step as one CUDA graph",
+    "iiae_fast overlap": "this package's training step, both domains side by side on two streams",
+    "iiae_fast graph overlap": "that as one CUDA graph",
     "onnx fp32": "this package's exported graph in ONNX Runtime",
     "onnx fp16": "the same at fp16",
     "onnx int8": "the same, statically quantized to int8",

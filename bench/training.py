@@ -108,7 +108,7 @@ def _case(settings: Settings, preset: Preset, batch: int) -> Case:
             few_x, few_y = bytes_x[:_PROBE], bytes_y[:_PROBE]
             with _without_dropout(model):
                 with step.autocast():
-                    out = model(few_x, few_y, sample=False)
+                    out = model(few_x, few_y, sample=False, side=step.side)
                 terms = objectives.iiae(out, few_x, few_y, preset.objective, step=1)
             return _as_numbers(terms.named(), model)
 
@@ -142,6 +142,8 @@ def _case(settings: Settings, preset: Preset, batch: int) -> Case:
     contestants = [entrant("iiae_fast"), Contestant("plain", lambda: plain(False))]
     if device == "cuda":
         contestants.append(entrant("iiae_fast graph", cuda_graph=True))
+        contestants.append(entrant("iiae_fast overlap", overlap=True))
+        contestants.append(entrant("iiae_fast graph overlap", cuda_graph=True, overlap=True))
     if device == "cuda" or not settings.quick:
         contestants += [entrant("iiae_fast fp32", precision="fp32"), entrant("iiae_fast compiled", compile=True)]
         contestants.append(Contestant("plain compiled", lambda: plain(True)))

@@ -234,6 +234,8 @@ class TrainingOptions:
         channels_last: Whether images and feature maps lie in channels_last order.
         compile: Put the forward and backward pass through torch.compile: half a minute before the first step.
         cuda_graph: Capture the whole step (forward, backward, optimizer, annealing, noise) in a CUDA graph; CUDA devices.
+        overlap: Run the towers and the decoder of y on a CUDA stream of their own, beside those of x: the same values and
+            gradients, more memory. CUDA devices; not measured on one yet.
         accumulate: Batches whose gradients are averaged into one optimizer step; BatchNorm sees one batch at a time.
         recompute: Keep no activations within towers and decoders but compute them again in the backward pass: less memory.
         resident: Keep the training pairs on the device and gather batches there: ``"auto"`` (where they fit), ``"on"`` or
@@ -249,6 +251,7 @@ class TrainingOptions:
     channels_last: bool = True
     compile: bool = False
     cuda_graph: bool = False
+    overlap: bool = False
     accumulate: int = 1
     recompute: bool = False
     resident: Literal["auto", "on", "off"] = "auto"
@@ -263,12 +266,17 @@ class TrainingOptions:
         _positive_int(self, "warmup_steps", minimum=0)
         _finite(self, "ema_decay")
         _check(self.ema_decay < 1, "ema_decay", self.ema_decay, "a number from 0 to below 1")
-        for name in ("compile", "cuda_graph"):
+        for name in ("compile", "cuda_graph", "overlap"):
             if self.deterministic and getattr(self, name):
                 raise ConfigError(f"deterministic=True and {name}=True contradict each other: it is the plain path")
-        for name, why in (("cuda_graph", "capture"), ("compile", "the compiler")):
-            if self.recompute and getattr(self, name):
-                raise ConfigError(f"recompute=True and {name}=True exclude each other: {why} cannot put a random state back")
+        for one, other, why in (
+            ("recompute", "cuda_graph", "capture cannot put a random state back"),
+            ("recompute", "compile", "the compiler cannot put a random state back"),
+            ("recompute", "overlap", "it saves memory, and each stream keeps memory of its own"),
+            ("compile", "overlap", "the compiler launches on one stream"),
+        ):
+            if getattr(self, one) and getattr(self, other):
+                raise ConfigError(f"{one}=True and {other}=True exclude each other: {why}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from iiae_fast.config import ModelConfig, from_dict
 from iiae_fast.errors import CheckpointError
 from iiae_fast.gaussian import DiagonalGaussian
 from iiae_fast.storage import load_json, load_tensors, save_json, save_tensors
+from iiae_fast.streams import Side
 from iiae_fast.version import __version__
 
 Domain = Literal["x", "y"]
@@ -27,6 +28,8 @@ Activation = Literal["tanh"] | None
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+_IN_TURN = Side()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,14 @@ class IIAE(nn.Module):
             nn.Linear(config.shared_dim, config.classes) if config.classes and config.family == "feature" else None
         )
 
-    def forward(self, x: Tensor, y: Tensor, sample: bool | None = None, seed: int | Tensor | None = None) -> IIAEOutput:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sample: bool | None = None,
+        seed: int | Tensor | None = None,
+        side: Side = _IN_TURN,
+    ) -> IIAEOutput:
         """Encode a batch of pairs, draw the three codes, decode both domains.
 
         Args:
@@ -108,6 +118,7 @@ class IIAE(nn.Module):
             y: Their partners, of the second domain.
             sample: Draw the codes (True) or take their means (False). None: draw in training mode only.
             seed: Of the noise: an int, or an int64 tensor of one element on the inputs' device. None: from torch's generator.
+            side: Where the towers and the decoder of y run beside those of x. By default they run in turn.
 
         Raises:
             TypeError: An input is no tensor.
@@ -120,13 +131,22 @@ class IIAE(nn.Module):
             sample = self.training
         if seed is None:
             seed = torch.randint(2**63 - 1, (1,), device=x.device) if sample else 0
+        side.fork(y)
         q_x, _ = self.exclusive_x(x)
-        q_y, _ = self.exclusive_y(y)
+        with side.running():
+            q_y, _ = self.exclusive_y(y)
         r_x, feature_x = self.shared_x(x)
-        r_y, feature_y = self.shared_y(y)
+        with side.running():
+            r_y, feature_y = self.shared_y(y)
+        side.join(q_y, r_y, feature_y)
         q_s = self.joint(feature_x, feature_y)
         latents = kernels.iiae_latents(q_x, q_s, q_y, r_x, r_y, seed=seed, sample=sample, backend=self.backend)
         z_x, z_s, z_y = latents.z_x, latents.z_s, latents.z_y
+        side.fork(z_s, z_y)
+        x_logits = self.decoder_x(z_s, z_x)
+        with side.running():
+            y_logits = self.decoder_y(z_s, z_y)
+        side.join(y_logits)
         return IIAEOutput(
             q_x=DiagonalGaussian(q_x),
             q_y=DiagonalGaussian(q_y),
@@ -137,8 +157,8 @@ class IIAE(nn.Module):
             z_s=z_s,
             z_y=z_y,
             kl=latents.kl,
-            x_logits=self.decoder_x(z_s, z_x),
-            y_logits=self.decoder_y(z_s, z_y),
+            x_logits=x_logits,
+            y_logits=y_logits,
             activation=self.activation,
             class_logits=None if self.classifier is None else self.classifier(z_s),
             backend=self.backend,

@@ -50,7 +50,7 @@ def memory_needed(preset: Preset, options: TrainingOptions, pairs: int) -> int:
         options: With ``precision`` decided.
         pairs: Of a batch, at least 2.
     """
-    options = dataclasses.replace(options, compile=False, cuda_graph=False, accumulate=1)
+    options = dataclasses.replace(options, compile=False, cuda_graph=False, overlap=False, accumulate=1)
     with FakeTensorMode(), _Alive() as alive:
         model = IIAE(preset.model, backend="reference").train()
         x = torch.empty(pairs, *preset.model.input_shape)

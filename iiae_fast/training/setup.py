@@ -49,7 +49,7 @@ _FREE_SETTINGS = ("name", "data.root")
 # A step of fewer operations gains little by bf16 on a CPU where the layers are PyTorch's. Measured with oneDNN on AVX-512 BF16,
 # one core: 0.8 GFLOP 1.04 times as fast as fp32, 3 GFLOP 1.3 times, 13 GFLOP 1.5 times, 260 GFLOP 2 times.
 _BF16_FLOPS = 2e9
-_FREE_OPTIONS = ("resident",)  # changes nothing in a batch
+_FREE_OPTIONS = ("resident", "overlap")  # they change nothing in a batch, or in what is computed from it
 
 
 def find_run(run_dir: Path, preset: Preset, resume: bool) -> Checkpoint | None:
@@ -158,8 +158,9 @@ def settle_options(
     Raises:
         ConfigError: They cannot be used here, or differ from those of the run to resume.
     """
-    if options.cuda_graph and device.type != "cuda":
-        raise ConfigError(f"cuda_graph=True: needs a CUDA device, the run's is {device}")
+    for name in ("cuda_graph", "overlap"):
+        if getattr(options, name) and device.type != "cuda":
+            raise ConfigError(f"{name}=True: needs a CUDA device, the run's is {device}")
     if checkpoint is None:
         if options.precision != "auto":
             return options

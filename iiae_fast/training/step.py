@@ -15,6 +15,7 @@ from iiae_fast import objectives
 from iiae_fast.adam import Adam
 from iiae_fast.config import ObjectiveConfig, OptimConfig, TrainingOptions
 from iiae_fast.model import IIAE
+from iiae_fast.streams import Side
 from iiae_fast.training.prefetch import DeviceBatch
 from iiae_fast.training.recompute import recompute_activations
 
@@ -86,6 +87,7 @@ class TrainingStep:
         self._counters = _Counters(self.device, options.accumulate) if on_device else None
         self.optimizer = _adam(model, optim, options, None if self._counters is None else self._counters.lr)
         self._averages: list[Tensor] = []
+        self.side = Side(self.device if options.overlap else None)
         if options.recompute:
             recompute_activations(model)
         self._losses = torch.compile(self._forward, dynamic=False) if options.compile else self._forward
@@ -152,7 +154,7 @@ class TrainingStep:
             # Once for the model and the loss; a GPU's kernels read the bytes.
             x, y = self.model.as_input("x", x), self.model.as_input("y", y)
         with self.autocast():
-            out = self.model(x, y, seed=seed)
+            out = self.model(x, y, seed=seed, side=self.side)
         return objectives.compute(out, x, y, self._objective, step, batch.labels, self._dataset_size).named()
 
     @contextmanager

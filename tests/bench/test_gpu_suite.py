@@ -102,7 +102,7 @@ def test_a_dry_run_has_the_same_steps(tmp_path: Path) -> None:
     real, dry = ([step.name for step in steps(tmp_path, dry_run)] for dry_run in (False, True))
     assert set(dry) <= set(real)
     assert {name.rstrip(" 123") for name in dry} == {name.rstrip(" 123") for name in real}
-    assert real[:4] == ["environment", "build", "retrieval tests", "kernel tests"]
+    assert real[:5] == ["environment", "build", "retrieval tests", "kernel tests", "training tests"]
     assert real[-1] == "report"
     assert all(step.limit <= 180 for step in steps(tmp_path, False))
 

@@ -1,4 +1,4 @@
-"""The step on a GPU: nothing waits, and a captured step is the eager one."""
+"""The step on a GPU: nothing waits, a captured step is the eager one, and one on two streams is the one on a single stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_options import batch_of, step_of
+from test_options import batch_of, dropping, step_of
 from toy_runs import assert_same_run, digits
 
 from iiae_fast import training
@@ -26,7 +26,11 @@ MODES = {
     "bf16": TrainingOptions("bf16"),
     "graph": TrainingOptions("bf16", cuda_graph=True),
     "graph, accumulated, averaged": TrainingOptions("fp32", cuda_graph=True, accumulate=2, ema_decay=0.9),
+    "overlap": TrainingOptions("bf16", overlap=True),
+    "graph, overlap": TrainingOptions("bf16", cuda_graph=True, overlap=True),
+    "graph, overlap, accumulated": TrainingOptions("fp32", cuda_graph=True, overlap=True, accumulate=2),
 }
+LATE = 1_000_000  # cycles of the device: over half a millisecond, many times what any kernel here takes
 
 
 def on_gpu(preset: Preset, options: TrainingOptions) -> Any:
@@ -69,6 +73,53 @@ def test_a_captured_step_is_the_eager_one(accumulate: int) -> None:
         found, expected = (take(made[number % 5], seeds, number, lr) for take in (captured, eager))
         for name, term in expected.items():
             assert found[name].item() == pytest.approx(term.item(), rel=1e-3), (number, name)
+
+
+def results(preset: Preset, options: TrainingOptions, late: tuple[str, ...] = ()) -> list[dict[str, torch.Tensor]]:
+    """Losses and gradients of 20 steps, then the state they end in.
+
+    Args:
+        preset, options: Of the step.
+        late: Towers and decoders whose forward and backward passes begin late on the device.
+    """
+    made = batches(preset, 64 * options.accumulate)
+    take = on_gpu(preset, options)
+    model: IIAE = getattr(take, "_step", take).model
+    for name in late:
+        part = model.get_submodule(name)
+        part.register_forward_pre_hook(lambda *_: torch.cuda._sleep(LATE))
+        part.register_full_backward_pre_hook(lambda *_: torch.cuda._sleep(LATE))
+    found = []
+    for number in range(20):
+        terms = take(made[number % 5], [100 * number + part for part in range(options.accumulate)], number, 1e-3)
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        found.append({name: tensor.clone() for name, tensor in {**terms, **gradients}.items()})
+    assert len(gradients) == len(list(model.parameters()))
+    return [*found, {name: tensor.clone() for name, tensor in model.state_dict().items()}]
+
+
+def assert_same(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]], why: str) -> None:
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            assert torch.equal(one[name], tensor), (why, number, name)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # of towers: images need no gradients
+@pytest.mark.parametrize("late", ["", "x", "y"])
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize(("precision", "accumulate"), [("fp32", 2), ("bf16", 1)])
+def test_two_streams_make_the_step_of_one(
+    precision: Any, accumulate: int, captured: bool, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever domain is late, so that a stream which does not wait reads, or is given memory, too early."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    preset, options = dropping(), TrainingOptions(precision, accumulate=accumulate, cuda_graph=captured)
+    expected = results(preset, options)
+    assert_same(results(preset, options), expected, "one stream, a second time")
+    parts = tuple(f"{part}_{late}" for part in ("exclusive", "shared", "decoder")) if late else ()
+    assert_same(results(preset, replace(options, overlap=True), parts), expected, "two streams")
 
 
 def test_losses_on_the_gpu_are_the_cpus() -> None:

@@ -269,7 +269,11 @@ def test_no_mode_synchronizes(mode: str, on_device: bool) -> None:
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"deterministic": True, "compile": True}, "deterministic=True and compile=True"),
-        ({"recompute": True, "cuda_graph": True}, "recompute=True and cuda_graph=True"),
+        ({"deterministic": True, "overlap": True}, "deterministic=True and overlap=True contradict each other"),
+        ({"recompute": True, "cuda_graph": True}, "recompute=True and cuda_graph=True exclude each other: capture cannot put"),
+        ({"recompute": True, "compile": True}, "recompute=True and compile=True exclude each other: the compiler cannot put"),
+        ({"recompute": True, "overlap": True}, "recompute=True and overlap=True exclude each other: it saves memory"),
+        ({"compile": True, "overlap": True}, "compile=True and overlap=True exclude each other: the compiler launches"),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:
@@ -281,6 +285,7 @@ def test_bad_options(values: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         (TrainingOptions(cuda_graph=True), "cuda_graph=True: needs a CUDA device, the run's is cpu"),
+        (TrainingOptions(overlap=True), "overlap=True: needs a CUDA device, the run's is cpu"),
         (TrainingOptions(accumulate=31), "accumulate=31: a pass over the training pairs has 30 batches"),
     ],
 )
