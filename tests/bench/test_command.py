@@ -75,7 +75,8 @@ def test_a_whole_run_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if convolution.available():  # on another processor the layers' own row says why it is missing
         expected.add(("layers", "iiae_fast"))
     assert {(timing["benchmark"], timing["contestant"]) for timing in printed["timings"]} == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"training-quick.{kind}" for kind in ("html", "jsonl", "md", "png")]
+    kinds = ("html", "jsonl", "md", "png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"training-quick.{kind}" for kind in kinds]
     results = read([tmp_path])
     assert results.fact("limits")["copy"] > 0
     assert {run["command"] for run in results.runs} == {f"iiae bench {' '.join(_arguments(tmp_path))}"}
