@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,13 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real data not found 
 needs_golden = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason=f"golden values not found at {GOLDEN}; set IIAE_GOLDEN to their folder"
 )
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The command that runs ``code`` with the installed package, not with the one of the folder it runs in."""
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-c", code, *arguments]
+    return [sys.executable, "-c", f"import sys; sys.path.remove('')\n{code}", *arguments]
+
+
+RUN_PYTEST = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import python
 
 import iiae_fast
 from iiae_fast.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, Preset
@@ -105,7 +106,7 @@ def test_import_is_light() -> None:
         "heavy = {'torch', 'triton', 'onnx', 'onnxruntime', 'sklearn', 'matplotlib', 'PIL', 'jinja2'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", code], check=True)
+    subprocess.run(python(code), check=True)
 
 
 def test_import_does_not_initialize_cuda() -> None:

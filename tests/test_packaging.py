@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import ROOT, python
 
 ROOT_FOLDERS = ("kernels", "export", "bench")
 
@@ -88,4 +88,4 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
 
 def test_submodules_are_attributes() -> None:
     program = "import iiae_fast; iiae_fast.errors.InputError, iiae_fast.config.ModelConfig, iiae_fast.model.IIAE"
-    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+    subprocess.run(python(program), check=True)

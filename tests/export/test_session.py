@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from export_cases import pairs
+from paths import python
 
 from iiae_fast import IIAE
 from iiae_fast.errors import CheckpointError, InputError
@@ -216,7 +217,7 @@ def test_nothing_is_reported_or_left_at_home(export_graph: Export, tmp_path: Pat
     """onnxruntime's telemetry, on by default since 1.29, opens a database there for what it will send."""
     quiet = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith(("ORT_", "XDG_"))}
     code = f"from iiae_fast import export; export.load({str(export_graph('spatial', 'shared_x'))!r}).warm_up()"
-    subprocess.run([sys.executable, "-P", "-c", code], env={**quiet, "HOME": str(tmp_path)}, check=True)
+    subprocess.run(python(code), env={**quiet, "HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.rglob("*")) == []
 
 

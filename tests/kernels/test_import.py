@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
+from paths import python
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code], capture_output=True, text=True
-    )
+    return subprocess.run(python(code), capture_output=True, text=True)
 
 
 def test_import_does_not_initialize_cuda() -> None:

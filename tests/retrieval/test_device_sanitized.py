@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import ROOT, RUN_PYTEST, python
 
 FILES = sorted(str(path) for path in Path(__file__).parent.glob("test_device*.py") if path != Path(__file__))
 
@@ -27,7 +27,7 @@ def test_under_sanitizers() -> None:
     }
     environment.pop("IIAE_TEST_GPU", None)
     chosen = "(oracle or do_not_fit or in_shared_memory or beside_the_search or by_a_scan) and not cuda"
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "-k", chosen, *FILES]
+    command = python(RUN_PYTEST, "-p", "no:cacheprovider", "--durations=20", "-k", chosen, *FILES)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     print(done.stdout)

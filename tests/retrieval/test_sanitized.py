@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import RUN_PYTEST, python
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -56,7 +57,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.slow
 def test_suite_is_clean(environment: dict[str, str]) -> None:
     probe = "import iiae_fast._C as engine; print(engine.__file__)"
-    used = subprocess.run([sys.executable, "-P", "-c", probe], env=environment, check=True, capture_output=True, text=True)
+    used = subprocess.run(python(probe), env=environment, check=True, capture_output=True, text=True)
     assert used.stdout.startswith(environment["PYTHONPATH"])
     if os.environ.get("IIAE_SANITIZE_ALL") == "1":
         # The fuzzer's own coverage does not work beside a preloaded sanitizer; it runs on the usual build. ARM has its own.
@@ -64,7 +65,7 @@ def test_suite_is_clean(environment: dict[str, str]) -> None:
         selected = [*LAYERS, HERE, *(f"--ignore={HERE / name}" for name in left_out)]
     else:
         selected = [*LAYERS, *(HERE / name for name in SUITE), "-k", TOO_SLOW]
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *selected]
-    result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = python(RUN_PYTEST, "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, selected))
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     assert "passed" in result.stdout or "[100%]" in result.stdout
