@@ -165,7 +165,8 @@ class _GraphModule(nn.Module):
 def _trace(model: IIAE, graph: Graph, input: Input, head: Head) -> onnx.ModelProto:
     """The graph as torch's exporter gives it, in float32."""
     frozen = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    batch = torch.export.Dim("batch", min=1)
+    # torch 2.9 tells apart a batch of one where it flattens; what it writes is the same, and right for one too.
+    batch = torch.export.Dim("batch", min=2)
     examples = tuple(_example(model, name, input) for name in graph.inputs)
     with _quiet():
         program = torch.onnx.export(
