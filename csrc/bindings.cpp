@@ -18,6 +18,7 @@
 #include "cpu/validate.h"
 #include "names.h"
 #include "philox/bindings.h"
+#include "reconstruction/bindings.h"
 #ifdef IIAE_WITH_CUDA
 #include "cuda/bindings.h"
 #endif
@@ -299,6 +300,8 @@ PYBIND11_MODULE(_C, m) {
   iiae::adam::register_functions(adam);
   py::module_ philox = m.def_submodule("philox", "Random numbers. Use it through iiae_fast.kernels.");
   iiae::philox::register_functions(philox);
+  py::module_ reconstruction = m.def_submodule("reconstruction", "Losses of bf16 images. Use it through iiae_fast.kernels.");
+  iiae::reconstruction::register_functions(reconstruction);
 #ifdef IIAE_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda", "The same on CUDA devices. Use it through iiae_fast.retrieval.");
   iiae::cuda::register_functions(cuda);

@@ -144,3 +144,22 @@ class philox:
     def uniforms(
         seed: int, stream: int, count: int, least: float, first: int, second: int, parallel: int, threads: int
     ) -> None: ...
+
+class reconstruction:
+    @staticmethod
+    def compute(
+        samples: int,
+        elements: int,
+        gaussian: bool,
+        tanh: bool,
+        weight: float,
+        prediction: int,
+        target: int,
+        bytes: bool,
+        loss: int,
+        gradient: int,
+        parallel: int,
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def scale(samples: int, elements: int, scales: int, gradient: int, parallel: int, threads: int) -> None: ...

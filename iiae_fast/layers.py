@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from iiae_fast import batch_norm, convolution
+from iiae_fast.autograd import once_differentiable
 
 
 def _fast(x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from iiae_fast.kernels import _layout, reference
+from iiae_fast.kernels import _layout, _reconstruction_cpu, reference
 from iiae_fast.kernels._backend import use_triton
 from iiae_fast.kernels._layout import Planes, common_layout, empty_gradient, planes
 from iiae_fast.kernels._losses_device import forward_block, scale_blocks, sum_blocks
@@ -353,6 +353,12 @@ def _kind(tensor: Tensor) -> tuple[int, torch.dtype, torch.device]:
     return len(tensor), tensor.dtype, tensor.device
 
 
+def _on_cpu(prediction: Tensor, target: Tensor, likelihood: str, activation: str | None, weight: float, backend: str) -> Tensor:
+    if backend == "auto" and _reconstruction_cpu.fits(prediction, target, likelihood, activation):
+        return _reconstruction_cpu.reconstruction(prediction, target, likelihood, activation, float(weight))
+    return reference.reconstruction(prediction, target, likelihood, activation, weight)
+
+
 @overload
 def reconstruction(
     prediction: Tensor,
@@ -393,7 +399,9 @@ def reconstruction(
         activation: Applied to the prediction first. ``"bernoulli"`` takes logits, so None.
         weight: Factor on the loss. Fold the mean over batch and elements in here and sum the result: the gradient that
             reaches this function is then exactly 1, and its backward has nothing to do.
-        backend: ``"reference"``, ``"triton"``, or ``"auto"``: Triton on a CUDA device, else the reference.
+        backend: ``"reference"``, ``"triton"``, or ``"auto"``: Triton on a CUDA device; on a CPU a C++ kernel for bf16
+            predictions that lie in memory as their targets (fp32 or bytes) do, but for sigmoid and ``"bernoulli"``; else the
+            reference.
 
     Returns:
         ``(B,)`` in nats, fp32 (fp64 for fp64 predictions), summed over a sample's elements; for a pair, a pair of them.
@@ -415,6 +423,5 @@ def reconstruction(
     if use_triton(backend, predictions[0].device):
         losses = _launch_together(predictions, targets, likelihood, activation, float(weight))
     else:
-        options = (likelihood, activation, weight)
-        losses = [reference.reconstruction(one, wanted, *options) for one, wanted in zip(predictions, targets)]
+        losses = [_on_cpu(*pair, likelihood, activation, weight, backend) for pair in zip(predictions, targets)]
     return losses[0] if isinstance(prediction, Tensor) else (losses[0], losses[1])
