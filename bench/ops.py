@@ -38,8 +38,11 @@ class Operation:
     gradients: Sequence[Tensor] = ()
 
 
-def contestants(operation: Operation, settings: Settings, compile: bool = True) -> list[Contestant]:
-    """The Triton kernels, the package's reference, eager PyTorch, and, where asked, what inductor makes of that."""
+def contestants(operation: Operation, settings: Settings, compile: bool = True, auto: bool = False) -> list[Contestant]:
+    """The Triton kernels, the package's reference, eager PyTorch, and, where asked, what inductor makes of that.
+
+    With ``auto`` what the package takes by itself comes first, where that is neither of the former.
+    """
 
     def triton() -> Call:
         if settings.device == "cpu":
@@ -51,6 +54,8 @@ def contestants(operation: Operation, settings: Settings, compile: bool = True) 
         Contestant("reference", lambda: _call(operation, lambda: operation.ours("reference"))),
         Contestant("eager", lambda: _call(operation, operation.plain)),
     ]
+    if auto:
+        entrants.insert(0, Contestant("iiae_fast", lambda: _call(operation, lambda: operation.ours("auto"))))
     if compile:
         entrants.append(Contestant("torch.compile", lambda: _call(operation, compiled(operation.plain, settings))))
     return entrants

@@ -77,4 +77,5 @@ def _case(
     name = f"{likelihood} {direction}, {dtype_name(dtype)} against {dtype_name(target_dtype)}, {size}"
     parameters = {"shape": list(shape), "dtype": dtype_name(dtype), "target": dtype_name(target_dtype)}
     compile = backward and likelihood == "laplace" and (settings.device == "cuda" or target_dtype == torch.uint8)
-    return Case(name, contestants(operation, settings, compile), check, work, parameters)
+    auto = settings.device == "cpu" and dtype == torch.bfloat16
+    return Case(name, contestants(operation, settings, compile, auto), check, work, parameters)
