@@ -17,7 +17,12 @@ from paths import RUN_PYTEST, python
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITE = ("test_search.py", "test_evaluation.py", "test_index.py")
-LAYERS = [ROOT / "tests" / "layers" / name for name in ("test_convolution.py", "test_batch_norm.py")]
+TRAINING = (
+    "layers/test_convolution.py",
+    "layers/test_batch_norm.py",
+    "layers/test_adam.py",
+    "kernels/test_reconstruction_cpu.py",
+)
 # These start processes of their own, count memory, or write thousands of files.
 TOO_SLOW = "not (without_torch or little_memory or damage or truncation or flipped)"
 
@@ -59,12 +64,13 @@ def test_suite_is_clean(environment: dict[str, str]) -> None:
     probe = "import iiae_fast._C as engine; print(engine.__file__)"
     used = subprocess.run(python(probe), env=environment, check=True, capture_output=True, text=True)
     assert used.stdout.startswith(environment["PYTHONPATH"])
+    training = [ROOT / "tests" / name for name in TRAINING]
     if os.environ.get("IIAE_SANITIZE_ALL") == "1":
         # The fuzzer's own coverage does not work beside a preloaded sanitizer; it runs on the usual build. ARM has its own.
         left_out = (Path(__file__).name, "test_fuzz.py", "test_arm.py")
-        selected = [*LAYERS, HERE, *(f"--ignore={HERE / name}" for name in left_out)]
+        selected = [*training, HERE, *(f"--ignore={HERE / name}" for name in left_out)]
     else:
-        selected = [*LAYERS, *(HERE / name for name in SUITE), "-k", TOO_SLOW]
+        selected = [*training, *(HERE / name for name in SUITE), "-k", TOO_SLOW]
     command = python(RUN_PYTEST, "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, selected))
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
