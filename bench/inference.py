@@ -77,11 +77,14 @@ class _Encoder:
 
     def session(self, precision: str) -> Session:
         path = self.folder / f"{precision}.onnx"
-        if precision == "int8":
-            fp32 = to_onnx(self.model, self.graph.name, self.folder / "fp32.onnx")
-            quantize(fp32, path, self.samples[:_CALIBRATION])
-        else:
-            to_onnx(self.model, self.graph.name, path, precision="fp16" if precision == "fp16" else "fp32")
+        try:
+            if precision == "int8":
+                fp32 = to_onnx(self.model, self.graph.name, self.folder / "fp32.onnx")
+                quantize(fp32, path, self.samples[:_CALIBRATION])
+            else:
+                to_onnx(self.model, self.graph.name, path, precision="fp16" if precision == "fp16" else "fp32")
+        except MissingExtraError as error:
+            raise Unavailable(str(error)) from None
         try:
             return load_session(path, self.settings.device, threads=self.settings.threads)
         except InputError as error:
@@ -89,7 +92,11 @@ class _Encoder:
 
     def onnx(self, precision: str, x: Tensor) -> Call:
         """Zero-copy runs into one output buffer."""
-        return self._into_one_buffer(self.session(precision), x)
+        try:
+            session = self.session(precision)
+        except MissingExtraError as error:
+            raise Unavailable(str(error)) from None
+        return self._into_one_buffer(session, x)
 
     def _into_one_buffer(self, session: Session, x: Tensor) -> Call:
         x = x.to(self.settings.device).contiguous()

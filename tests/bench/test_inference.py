@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from iiae_fast.bench import inference
-from iiae_fast.bench.registry import OURS, RIVALS, Settings
+from iiae_fast.bench.registry import OURS, RIVALS, Settings, Unavailable
 from iiae_fast.errors import InputError
 
 
@@ -29,6 +29,16 @@ def test_cases() -> None:
     assert case.work.items == 2
     assert case.work.flops is not None
     assert case.work.flops > 1e5
+
+
+def test_sessions_are_left_out_where_nothing_can_be_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with ONNX Runtime alone: the rest is measured."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    (case,) = inference.cases(Settings(toy=True, quick=True))
+    for contestant in case.contestants[:2]:
+        with pytest.raises(Unavailable, match=r"onnxscript is not installed; install it with: pip install 'iiae_fast\[onnx\]'"):
+            contestant.make()
+    case.contestants[2].make()()
 
 
 def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
