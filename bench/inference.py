@@ -77,14 +77,11 @@ class _Encoder:
 
     def session(self, precision: str) -> Session:
         path = self.folder / f"{precision}.onnx"
-        try:
-            if precision == "int8":
-                fp32 = to_onnx(self.model, self.graph.name, self.folder / "fp32.onnx")
-                quantize(fp32, path, self.samples[:_CALIBRATION])
-            else:
-                to_onnx(self.model, self.graph.name, path, precision="fp16" if precision == "fp16" else "fp32")
-        except MissingExtraError as error:
-            raise Unavailable(str(error)) from None
+        if precision == "int8":
+            fp32 = to_onnx(self.model, self.graph.name, self.folder / "fp32.onnx")
+            quantize(fp32, path, self.samples[:_CALIBRATION])
+        else:
+            to_onnx(self.model, self.graph.name, path, precision="fp16" if precision == "fp16" else "fp32")
         try:
             return load_session(path, self.settings.device, threads=self.settings.threads)
         except InputError as error:
